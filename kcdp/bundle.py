@@ -1,0 +1,187 @@
+"""The bundle: one folder that holds a graph and everything needed to run it rightly.
+
+``manifest.json`` describes the graph, the preprocessing and where the model came from, and holds the SHA-256
+of every other file. The runtime opens a graph only after the hashes agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from kcdp import __version__
+from kcdp.errors import KcdpError, nearest
+from kcdp.files import atomic_folder, read_json, sha256_file, write_json
+from kcdp.graph import GraphSpec
+from kcdp.labels import LABELS
+from kcdp.preprocess import PreprocessSpec
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+
+#: What this version's runtime knows how to do. A bundle names what it needs of these.
+FEATURES = frozenset({"onnx", "knowledge-constant"})
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle says of itself; one JSON object.
+
+    Attributes:
+        labels: class names in the order of the logits.
+        preprocess: how a picture becomes the graph's input.
+        graph: names, dtypes, axes and shapes of the graph's inputs and outputs.
+        knowledge: {"mode": "constant"}: where the knowledge tokens come from.
+        precision: {"default": "float32"}, with exceptions by node name.
+        target: which kind of runtime the graph was written for ("portable").
+        opset: ONNX operator set.
+        needs: the abilities a runtime must have, from ``FEATURES``.
+        needs_version: the first kcdp version that has them.
+        producers: package name -> version that wrote the bundle.
+        source: where the weights came from: run, checkpoint hash, code revision.
+        configuration: the training configuration, whole.
+        training: data by name, and the numbers measured on it.
+        calibration: {"temperature": T}: probabilities are softmax(logits / T).
+        parity: the report of the parity gate.
+        files: file name -> {"sha256", "bytes"}; filled in by ``write_bundle``.
+        format_version: version of this layout.
+    """
+
+    labels: tuple[str, ...]
+    preprocess: PreprocessSpec
+    graph: GraphSpec
+    knowledge: Mapping[str, Any]
+    precision: Mapping[str, str]
+    target: str
+    opset: int
+    needs: tuple[str, ...] = ("onnx", "knowledge-constant")
+    needs_version: str = "0.1.0"
+    producers: Mapping[str, str] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, float] = field(default_factory=lambda: {"temperature": 1.0})
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; ``from_dict`` is the inverse."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain["preprocess"], plain["graph"] = self.preprocess.to_dict(), self.graph.to_dict()
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
+
+    @classmethod
+    def from_dict(cls, data: Any, where: str = MANIFEST) -> Manifest:
+        """Checks the version and the needed abilities before anything else.
+
+        Raises:
+            KcdpError: a newer format, an ability this version lacks, or missing or unknown fields.
+        """
+        again = "export the bundle again"
+        if not isinstance(data, dict) or not isinstance(data.get("format_version"), int):
+            raise KcdpError(f"{where} is not a kcdp manifest", 'a JSON object with "format_version"', again)
+        version, needs = data["format_version"], set(data.get("needs", ()))
+        if version > FORMAT_VERSION or needs - FEATURES:
+            missing = f" and needs {', '.join(sorted(needs - FEATURES))}" if needs - FEATURES else ""
+            raise KcdpError(
+                f"{where} has bundle format {version}{missing}, this is kcdp {__version__} (format {FORMAT_VERSION})",
+                fix=f'run: pip install -U "kcdp>={data.get("needs_version", "?")}"',
+            )
+        known = {f.name: f for f in fields(cls)}
+        unknown = sorted(set(data) - set(known))
+        missing_fields = sorted(
+            name for name in ("labels", "preprocess", "graph", "knowledge", "precision", "target", "opset", "files")
+            if name not in data
+        )  # fmt: skip
+        if unknown or missing_fields:
+            hint = nearest(unknown[0], known) if unknown else ""
+            raise KcdpError(f"{where} has unknown fields {unknown}{hint}, lacks {missing_fields}", fix=again)
+        values = dict(data)
+        values["preprocess"] = PreprocessSpec.from_dict(data["preprocess"])
+        values["graph"] = GraphSpec.from_dict(data["graph"])
+        values["labels"], values["needs"] = tuple(data["labels"]), tuple(needs)
+        if values["labels"] != LABELS:
+            raise KcdpError(f"{where} has the labels {list(values['labels'])}", f"{list(LABELS)}", again)
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle on disk: ``path`` is its folder, ``manifest`` what it says of itself."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def model_path(self) -> Path:
+        """The ONNX graph."""
+        return self.path / MODEL
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Read the manifest and compare every file's size and SHA-256 with it.
+
+        Raises:
+            KcdpError: not a bundle, made for a newer version, or a file is missing or was changed.
+        """
+        path = Path(path)
+        if not path.is_dir() or not (path / MANIFEST).is_file():
+            found = "a folder without manifest.json" if path.is_dir() else "a file" if path.exists() else "not there"
+            raise KcdpError(
+                f"{path} is {found}", "a bundle folder", "make one with: python -m kcdp.export RUN --out NAME.kcdp"
+            )
+        manifest = Manifest.from_dict(read_json(path / MANIFEST), str(path / MANIFEST))
+        if MODEL not in manifest.files:
+            raise KcdpError(f"{path / MANIFEST} lists no {MODEL}", fix="export the bundle again")
+        for name, entry in manifest.files.items():
+            _check_file(path, name, entry)
+        return cls(path, manifest)
+
+
+def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
+    if Path(name).name != name or name in ("", ".", ".."):
+        raise KcdpError(f"{folder / MANIFEST} lists the file {name!r}", "plain file names", "do not use this bundle")
+    file = folder / name
+    if not file.is_file():
+        raise KcdpError(f"{file} is missing", f"every file that {MANIFEST} lists", "copy the whole bundle again")
+    size, digest = file.stat().st_size, None
+    if size == entry.get("bytes"):
+        digest = sha256_file(file)
+        if digest == entry.get("sha256"):
+            return
+    got = f"{size} bytes" if digest is None else f"SHA-256 {digest[:12]}…"
+    want = f"{entry.get('bytes')} bytes" if digest is None else f"SHA-256 {str(entry.get('sha256'))[:12]}…"
+    raise KcdpError(
+        f"{file} was changed or damaged: it has {got}", f"{want} as in {MANIFEST}", "copy or export the bundle again"
+    )
+
+
+def write_bundle(
+    path: str | Path, manifest: Manifest, fill: Callable[[Path], None], *, overwrite: bool = False
+) -> Bundle:
+    """Write a bundle whole or not at all.
+
+    Args:
+        path: the bundle's folder, by convention ``NAME.kcdp``.
+        manifest: everything but ``files``.
+        fill: called with a temporary folder, into which it writes ``model.onnx`` and what goes with it.
+        overwrite: replace an existing bundle.
+
+    Returns:
+        The bundle, opened and checked like any other.
+
+    Raises:
+        KcdpError: ``path`` exists and ``overwrite`` is False.
+    """
+    with atomic_folder(path, overwrite=overwrite) as temporary:
+        fill(temporary)
+        files = {
+            file.name: {"sha256": sha256_file(file), "bytes": file.stat().st_size}
+            for file in sorted(temporary.iterdir())
+        }
+        write_json(temporary / MANIFEST, {**manifest.to_dict(), "files": files})
+    return Bundle.open(path)

@@ -1,0 +1,1 @@
+"""Datasets, named by one string everywhere: ``kind:PATH?option=value&option=value``."""

@@ -1,0 +1,109 @@
+"""``kcdp data``: fetches emoji artwork, and shows what a dataset string holds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+from kcdp.data.dataset import SPLITS, ImageDataset
+from kcdp.data.emoji import read_manifest
+from kcdp.data.emoji_fetch import ALL, fetch_emoji
+from kcdp.data.registry import COMMON, KINDS, native_splits, open_dataset, split_of
+from kcdp.errors import KcdpError
+from kcdp.labels import LABELS
+
+#: The styles of the headline number: measured on, never trained on.
+TEST_STYLES = ("noto", "fluent-3d")
+EXIT_BAD_PICTURES = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the subcommands ``emoji`` and ``list``."""
+    commands = parser.add_subparsers(dest="data_command", required=True, metavar="{emoji,list}")
+    emoji = commands.add_parser("emoji", help="fetch face emoji in six artworks (needs npm and a network)")
+    emoji.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
+    emoji.add_argument("--size", type=int, default=256, metavar="N", help="side of the pictures (default: 256)")
+    emoji.add_argument("--styles", default=",".join(ALL), metavar="A,B", help="which artworks (default: %(default)s)")
+    emoji.add_argument("--overwrite", action="store_true", help="replace the folder an earlier call wrote")
+    emoji.add_argument("--quiet", action="store_true", help="no progress bar")
+    listing = commands.add_parser(
+        "list",
+        help="count a dataset's pictures by class, split and group",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_describe_kinds(),
+    )
+    listing.add_argument("spec", metavar="SPEC", help="kind:PATH?option=value&option=value")
+    listing.add_argument("--check", action="store_true", help="decode every picture and name the damaged ones")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the subcommand.
+
+    Returns:
+        0, or 1 when ``list --check`` found damaged pictures.
+
+    Raises:
+        KcdpError: see ``fetch_emoji`` and ``open_dataset``.
+    """
+    return {"emoji": _run_emoji, "list": _run_list}[args.data_command](args)
+
+
+def _run_emoji(args: argparse.Namespace) -> int:
+    styles = [style.strip() for style in args.styles.split(",")]
+    out = fetch_emoji(args.out, size=args.size, styles=styles, progress=not args.quiet, overwrite=args.overwrite)
+    for style, about in read_manifest(out)["styles"].items():
+        source = f"{about['package']} {about['version']}"
+        print(f"{style:<12}{about['count']:>4} pictures  {source} ({about['licence']})")
+    measured = [style for style in TEST_STYLES if style in styles] or styles
+    print(f'next: kcdp evaluate RUN --data "emoji:{out}?styles={",".join(measured)}&only=labelled"')
+    return 0
+
+
+def _run_list(args: argparse.Namespace) -> int:
+    dataset = open_dataset(args.spec)
+    print(describe(dataset))
+    if not args.check:
+        return 0
+    damaged = 0
+    for index in range(len(dataset)):
+        try:
+            dataset.image(index)
+        except KcdpError as error:
+            damaged += 1
+            print(error, file=sys.stderr)
+    print(f"{len(dataset) - damaged} pictures decoded, {damaged} damaged")
+    return EXIT_BAD_PICTURES if damaged else 0
+
+
+def describe(dataset: ImageDataset) -> str:
+    """A table of pictures by class (rows) and split (columns), then by group where there are groups."""
+    counts = Counter((sample.label, split_of(sample)) for sample in dataset.samples)
+    rows: list[tuple[str, list[int]]] = []
+    for label, name in [*enumerate(LABELS), (None, "unlabelled")]:
+        rows.append((name, [counts[label, split] for split in SPLITS]))
+    rows.append(("total", [sum(column) for column in zip(*(row for _, row in rows), strict=True)]))
+    origin = "the dataset's own splits" if native_splits(dataset) else "no splits of its own: divided by hash"
+    lines = [f"{dataset.name}: {len(dataset)} pictures ({origin})", _row("", [*SPLITS, "all"])]
+    lines += [_row(name, [*row, sum(row)]) for name, row in rows]
+    if dropped := getattr(dataset, "dropped", 0):
+        lines.append(f"{dropped} pictures of a class outside the six left out")
+    groups = Counter(sample.group for sample in dataset.samples)
+    labelled = Counter(sample.group for sample in dataset.samples if sample.label is not None)
+    lines += [f"group {name}: {groups[name]} pictures, {labelled[name]} labelled" for name in groups if name]
+    return "\n".join(lines)
+
+
+def _row(name: str, cells: list[str] | list[int]) -> str:
+    return f"{name:<11}" + "".join(f"{cell:>8}" for cell in cells)
+
+
+def _describe_kinds() -> str:
+    lines = ["kinds:"]
+    for name, kind in KINDS.items():
+        lines.append(f"  {name + ':' + kind.path:<42}{kind.help}")
+        lines += [f"      {option}= {about.expected}" for option, about in kind.options.items()]
+    lines.append("options of every kind:")
+    lines += [f"      {option}= {about.expected}" for option, about in COMMON.items()]
+    return "\n".join(lines)

@@ -1,0 +1,46 @@
+"""One exception for everything a user can mend, and the check for optional packages."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class KcdpError(Exception):
+    """A mistake the user can mend. The commands print it as one line and exit with status 2.
+
+    Args:
+        received: what was found, with the name or path it was found under.
+        expected: what would have been right (may be empty).
+        fix: what to do about it, in the imperative (may be empty).
+    """
+
+    def __init__(self, received: str, expected: str = "", fix: str = "") -> None:
+        self.received, self.expected, self.fix = received, expected, fix
+        parts = [received, f"expected {expected}" if expected else "", fix]
+        super().__init__("; ".join(" ".join(part.split()) for part in parts if part))
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"`` for the closest valid word, or an empty string."""
+    match = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional package, or say which extra brings it.
+
+    Raises:
+        KcdpError: the package is not installed; the message holds the exact install line.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module.startswith(error.name.split(".")[0]):
+            raise
+        raise KcdpError(
+            f"the package {module.split('.')[0]!r} is not installed",
+            fix=f'run: pip install "kcdp[{extra}]"',
+        ) from None

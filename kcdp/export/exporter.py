@@ -1,0 +1,169 @@
+"""The export pipeline: load the run, write the graph, pass the gate, write the bundle."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import kcdp
+from kcdp.bundle import MODEL, Bundle, Manifest, write_bundle
+from kcdp.data.dataset import ImageDataset
+from kcdp.errors import KcdpError
+from kcdp.export.graph_export import OPSET, ExportModel, export_instrumented, keep_outputs
+from kcdp.export.parity import ParityReport, Reference, check_signature, compare, onnx_runner
+from kcdp.files import make_folder, sha256_file
+from kcdp.graph import GraphSpec, tagging_graph
+from kcdp.labels import LABELS
+from kcdp.training.checkpoint import Checkpoint, find_checkpoint, load_model
+
+
+class ParityError(KcdpError):
+    """The exported graph is not the trained model; ``report`` says where."""
+
+    def __init__(self, report: ParityReport) -> None:
+        first, more = report.failures[0], len(report.failures) - 1
+        super().__init__(
+            f"the exported graph failed the parity gate: {first}" + (f" (and {more} more)" if more else ""),
+            fix="no bundle was written; report this model and the versions of torch, onnx and onnxruntime",
+        )
+        self.report = report
+
+
+def export_run(
+    run: str | Path,
+    out: str | Path,
+    check_images: ImageDataset,
+    *,
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
+    progress: bool = True,
+) -> Bundle:
+    """Export a trained run as a float32 bundle.
+
+    Args:
+        run: run folder or checkpoint.
+        out: the bundle's folder.
+        check_images: real pictures for the parity gate; labels are not used.
+        overwrite: replace an existing bundle.
+        say: receives one line per step.
+
+    Raises:
+        ParityError: the gate failed; nothing was written.
+        KcdpError: the run cannot be loaded, or ``out`` exists.
+    """
+    out = Path(out)
+    if out.exists() and not overwrite:
+        raise KcdpError(f"{out} exists already", "a new name", "choose another --out or add --overwrite")
+    say(f"1/4 load {run}")
+    model, checkpoint = load_model(run)
+    spec = checkpoint.config.preprocess
+    graph = tagging_graph(spec.size)
+    exportable = ExportModel(model)
+    make_folder(out.parent)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as scratch:
+        work = Path(scratch)
+        say(f"2/4 write the graph (opset {OPSET})")
+        export_instrumented(exportable, spec.size, work / "instrumented.onnx")
+        say(f"3/4 parity gate on {len(check_images)} pictures of {check_images.name}")
+        images = spec.apply_batch([check_images.image(i) for i in range(len(check_images))])
+        reference = Reference(exportable, images, progress)
+        manifest = make_manifest(find_checkpoint(run), checkpoint, graph)
+        report = gate(work, reference, graph, manifest, progress)
+        say(report.summary())
+        if not report.passed:
+            raise ParityError(report)
+        say(f"4/4 write {out}")
+        manifest = Manifest(**{**vars(manifest), "parity": {**report.to_dict(), "data": check_images.name}})
+        return write_bundle(out, manifest, lambda folder: _move_graph(work, folder), overwrite=overwrite)
+
+
+def gate(work: Path, reference: Reference, graph: GraphSpec, manifest: Manifest, progress: bool) -> ParityReport:
+    """Compare ``instrumented.onnx`` of the folder ``work``, then turn it into ``model.onnx`` and compare that.
+
+    Levels come from the first, signature, logits and decisions from the second: the file that is shipped.
+    """
+    instrumented = onnx_runner(work / "instrumented.onnx")
+    levels = compare(reference, instrumented, instrumented, progress=progress)
+    del instrumented
+    text = {k: v for k, v in manifest.to_dict().items() if k not in ("files", "parity")}
+    metadata = {"kcdp.manifest": json.dumps(text, ensure_ascii=False)}
+    keep_outputs(work / "instrumented.onnx", work / MODEL, tuple(t.name for t in graph.outputs), metadata)
+    shipped = compare(
+        reference, onnx_runner(work / MODEL), signature=check_signature(work / MODEL, graph), progress=progress
+    )
+    for batch, row in shipped.measured.items():
+        row["level_cosine"] = levels.measured[batch].get("level_cosine", {})
+    failures = (*shipped.failures, *(f for f in levels.failures if f not in shipped.failures))
+    return ParityReport(shipped.precision, shipped.pictures, shipped.tolerance, shipped.measured, failures)
+
+
+def make_manifest(path: Path, checkpoint: Checkpoint, graph: GraphSpec) -> Manifest:
+    """What the bundle says of itself, before the gate has run."""
+    config = checkpoint.config
+    return Manifest(
+        labels=LABELS,
+        preprocess=config.preprocess,
+        graph=graph,
+        knowledge={"mode": config.model.knowledge.mode},
+        precision={"default": "float32"},
+        target="portable",
+        opset=OPSET,
+        producers=producers(),
+        source={"checkpoint": path.name, "sha256": sha256_file(path), "revision": code_revision()},
+        configuration=config.to_dict(),
+        training={"source": config.data.source, "validation": config.data.validation, **checkpoint.progress},
+    )
+
+
+def producers() -> dict[str, str]:
+    """Versions of everything that had a hand in the graph."""
+    found = {"kcdp": kcdp.__version__, "python": platform.python_version()}
+    for name in ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "numpy", "Pillow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def code_revision() -> str:
+    """The git commit of the kcdp in use, with "-dirty" where files differ; empty for an installed package."""
+    folder = Path(kcdp.__file__).parent.parent
+    if not (folder / ".git").exists():
+        return ""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", "kcdp") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """A few facts for the terminal or ``--json``."""
+    manifest = bundle.manifest
+    return {
+        "bundle": str(bundle.path),
+        "bytes": sum(entry["bytes"] for entry in manifest.files.values()),
+        "inputs": [t.describe() for t in manifest.graph.inputs],
+        "outputs": [t.describe() for t in manifest.graph.outputs],
+        "precision": manifest.precision["default"],
+        "opset": manifest.opset,
+        "parity": dict(manifest.parity),
+    }
+
+
+def _move_graph(work: Path, folder: Path) -> None:
+    for file in work.glob(f"{MODEL}*"):
+        file.replace(folder / file.name)
+

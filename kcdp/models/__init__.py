@@ -1,0 +1,1 @@
+"""The model: single-step diffusion features, feature pyramid, mixture-of-experts head."""

@@ -1,0 +1,34 @@
+"""Tag stickers with a bundle: numpy, Pillow and a session library, no PyTorch.
+
+Three lines turn a folder of stickers into tags::
+
+    from kcdp.runtime import Tagger, find_pictures
+    for tag in Tagger.load("stickers.kcdp").stream(find_pictures(["stickers/"])):
+        print(tag.path, tag.label, tag.confidence)
+
+Importing this package loads nothing: numpy and Pillow come with the first name that is used, the session
+library when a bundle is opened.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kcdp.runtime.sources import find_pictures
+    from kcdp.runtime.tagger import Tag, Tagger
+
+__all__ = ["Tag", "Tagger", "find_pictures"]
+
+_HOMES = {"Tag": "kcdp.runtime.tagger", "Tagger": "kcdp.runtime.tagger", "find_pictures": "kcdp.runtime.sources"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""Training, evaluation and their reports. Imports neither the runtime nor the export."""

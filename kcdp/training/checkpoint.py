@@ -1,0 +1,133 @@
+"""Checkpoints: safetensors files with the configuration inside, whole or not there at all.
+
+A run folder holds ``best.safetensors`` (what inference needs, nothing else) and ``last.safetensors`` (the same
+of the latest step, with the optimiser's state, from which training goes on). Frozen weights are in neither.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from kcdp.config import Config
+from kcdp.errors import KcdpError
+from kcdp.files import atomic_file
+from kcdp.models.build import build_model, load_trainable_state, trainable_state
+from kcdp.models.kadap import Kadap
+
+BEST, LAST = "best.safetensors", "last.safetensors"
+_FORMAT = "kcdp-checkpoint-1"
+_OPTIMIZER = "optimizer/"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory.
+
+    Attributes:
+        config: the configuration it was trained with.
+        progress: plain numbers: step, best score, seconds trained, metrics.
+        model: trained tensors by name.
+        optimizer: AdamW state by parameter: ``"<parameter>/exp_avg"``, ...; empty in ``best``.
+    """
+
+    config: Config
+    progress: dict[str, Any]
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    path: Path, model: Kadap, config: Config, progress: dict[str, Any], optimizer: torch.optim.Optimizer | None = None
+) -> None:
+    """Write atomically; ``optimizer`` only where training is to go on from this file."""
+    tensors = {name: value.detach().contiguous().cpu() for name, value in trainable_state(model).items()}
+    if optimizer is not None:
+        tensors |= {_OPTIMIZER + key: value.contiguous().cpu() for key, value in optimizer_state(model, optimizer).items()}
+    metadata = {
+        "format": _FORMAT,
+        "config": json.dumps(config.to_dict()),
+        "progress": json.dumps(progress, allow_nan=False),
+    }
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        KcdpError: missing, damaged, or not one of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise KcdpError(f"{path} does not exist", "a checkpoint", "train one with: kcdp train")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise KcdpError(f"{path} is not a kcdp checkpoint", "best.safetensors or last.safetensors of a run")
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise KcdpError(f"{path} is damaged ({error})", fix="take another checkpoint or train again") from None
+    return Checkpoint(
+        config=Config.from_dict(json.loads(metadata["config"])),
+        progress=json.loads(metadata["progress"]),
+        model={k: v for k, v in tensors.items() if not k.startswith(_OPTIMIZER)},
+        optimizer={k.removeprefix(_OPTIMIZER): v for k, v in tensors.items() if k.startswith(_OPTIMIZER)},
+    )
+
+
+def find_checkpoint(run: str | Path) -> Path:
+    """The file meant by RUN: a checkpoint itself, or a run folder's best, else last.
+
+    Raises:
+        KcdpError: nothing there.
+    """
+    run = Path(run)
+    if run.is_file():
+        return run
+    for name in (BEST, LAST):
+        if (run / name).is_file():
+            return run / name
+    found = "an empty run" if run.is_dir() else "not there"
+    raise KcdpError(f"{run} is {found}", f"a run folder with {BEST}, or a checkpoint", "train one with: kcdp train")
+
+
+def load_model(run: str | Path) -> tuple[Kadap, Checkpoint]:
+    """The model of a run, in evaluation mode on the CPU.
+
+    Raises:
+        KcdpError: see ``find_checkpoint``, ``load_checkpoint`` and ``build_model``.
+    """
+    path = find_checkpoint(run)
+    checkpoint = load_checkpoint(path)
+    model = build_model(checkpoint.config)
+    load_trainable_state(model, checkpoint.model, str(path))
+    return model.eval(), checkpoint
+
+
+def optimizer_state(model: Kadap, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """AdamW's state, named by parameter."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[id(parameter)]}/{key}": torch.as_tensor(value)
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def restore_optimizer(model: Kadap, optimizer: torch.optim.Optimizer, state: dict[str, torch.Tensor]) -> None:
+    """The inverse of ``optimizer_state``; parameters without a stored state start afresh."""
+    for name, parameter in model.named_parameters():
+        stored = {k.rsplit("/", 1)[1]: v for k, v in state.items() if k.rsplit("/", 1)[0] == name}
+        if stored:
+            optimizer.state[parameter] = {
+                k: v if k == "step" else v.to(parameter.device) for k, v in stored.items()
+            }

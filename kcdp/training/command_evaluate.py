@@ -1,0 +1,102 @@
+"""``kcdp evaluate``: a trained model against a labelled dataset."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from kcdp import __version__
+from kcdp.data.dataset import ImageDataset
+from kcdp.data.registry import native_splits, open_dataset, parse_spec
+from kcdp.errors import KcdpError, require
+from kcdp.files import sha256_file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("run", metavar="RUN", help="run folder (its best checkpoint) or a checkpoint file")
+    parser.add_argument("--data", metavar="SPEC", required=True, help='labelled pictures, such as "fer2013:PATH"')
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for report.json and confusion.png")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures per pass (default: 64)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate in float32 on the full split, write the report, print a summary."""
+    require("torch", "train")
+    from kcdp.training.checkpoint import find_checkpoint, load_model
+    from kcdp.training.device import resolve_device
+    from kcdp.training.predict import predict_logits
+    from kcdp.training.report import summary, write_report
+
+    if args.batch_size < 1:
+        raise KcdpError(f"--batch-size is {args.batch_size}", "1 or more")
+    dataset = open_for_evaluation(args.data)
+    model, checkpoint = load_model(args.run)
+    _warn_if_trained_on(args.data, checkpoint.config.data.source)
+    device = resolve_device(args.device)
+    logits = predict_logits(
+        model.to(device), dataset, checkpoint.config.preprocess,
+        device=device, batch_size=args.batch_size, progress="evaluate",
+    )  # fmt: skip
+    path = find_checkpoint(args.run)
+    report: dict[str, Any] = {
+        "title": f"{path.parent.name}/{path.name} on {Path(args.data).name}",
+        "data": args.data,
+        "checkpoint": {"file": path.name, "sha256": sha256_file(path), "progress": checkpoint.progress},
+        "kcdp": __version__,
+        "configuration": checkpoint.config.to_dict(),
+        **measure(dataset, logits.argmax(1)),
+    }
+    write_report(args.out, report)
+    print(summary(report))
+    print(f"report: {args.out / 'report.json'}, {args.out / 'confusion.png'}")
+    return 0
+
+
+def open_for_evaluation(data: str) -> ImageDataset:
+    """The labelled pictures of the dataset's own test split, or of all of it where it has no splits of its own.
+
+    A ``split=`` in the dataset string wins.
+    """
+    dataset = open_dataset(data)
+    if "split" not in parse_spec(data).options and "test" in native_splits(dataset):
+        dataset = open_dataset(data, split="test")
+    return labelled(dataset)
+
+
+def _warn_if_trained_on(data: str, source: str) -> None:
+    measured, trained = parse_spec(data), parse_spec(source)
+    same = (measured.kind, measured.path) == (trained.kind, trained.path)
+    if same and measured.own_options == trained.own_options and not native_splits(open_dataset(data)):
+        if measured.options.get("split") != "test":
+            print("warning: this model was trained on these pictures; add split=test to the dataset", file=sys.stderr)
+
+
+def labelled(dataset: ImageDataset) -> ImageDataset:
+    """The labelled pictures of a dataset.
+
+    Raises:
+        KcdpError: there are none.
+    """
+    indices = (dataset.labels >= 0).nonzero()[0].tolist()
+    if not indices:
+        raise KcdpError(f"{dataset.name!r} has no labelled picture", "pictures with labels", "name another dataset")
+    return dataset if len(indices) == len(dataset) else dataset.subset(indices)
+
+
+def measure(dataset: ImageDataset, predictions: Any) -> dict[str, Any]:
+    """``metrics`` over all pictures and, where the dataset has groups, ``groups`` by group name."""
+    from kcdp.training.metrics import classification_metrics
+
+    labels = dataset.labels
+    result: dict[str, Any] = {"metrics": classification_metrics(labels, predictions)}
+    groups = sorted({sample.group for sample in dataset.samples} - {""})
+    if groups:
+        result["groups"] = {}
+        for group in groups:
+            inside = [i for i, sample in enumerate(dataset.samples) if sample.group == group]
+            result["groups"][group] = classification_metrics(labels[inside], predictions[inside])
+    return result

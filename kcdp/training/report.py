@@ -1,0 +1,68 @@
+"""Pictures and JSON of an evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kcdp.files import atomic_file, write_json
+from kcdp.labels import LABELS
+
+
+def write_report(out: Path, report: dict[str, Any]) -> None:
+    """``report.json`` and ``confusion.png`` in the folder ``out``, which is made if need be."""
+    write_json(out / "report.json", report)
+    plot_confusion(out / "confusion.png", np.array(report["metrics"]["confusion"]), report["title"])
+
+
+def plot_confusion(path: Path, confusion: np.ndarray, title: str) -> None:
+    """A confusion matrix, coloured by share of each true class, with counts.
+
+    Args:
+        path: PNG to write.
+        confusion: int [6, 6], row true, column predicted.
+        title: one line above it.
+    """
+    from matplotlib.figure import Figure
+
+    totals = confusion.sum(axis=1, keepdims=True)
+    share = confusion / np.maximum(totals, 1)
+    figure = Figure(figsize=(6.4, 5.6), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(LABELS)), LABELS)
+    axes.set_yticks(range(len(LABELS)), [f"{name} ({n})" for name, n in zip(LABELS, totals[:, 0], strict=True)])
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true (pictures)")
+    axes.set_title(title, fontsize=10, wrap=True)
+    for row in range(len(LABELS)):
+        for column in range(len(LABELS)):
+            if confusion[row, column]:
+                colour = "white" if share[row, column] > 0.5 else "#1a1a1a"
+                text = f"{share[row, column]:.0%}\n{confusion[row, column]}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+    figure.colorbar(shown, label="share of the true class", fraction=0.046)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def summary(report: dict[str, Any]) -> str:
+    """A few lines for the terminal."""
+    metrics = report["metrics"]
+    constant = metrics["constant_baseline"]
+    lines = [
+        f"{metrics['n']} pictures of {report['data']}",
+        f"{'':22}{'model':>8}{'always ' + constant['answer']:>18}",
+    ]
+    for key, name in (("balanced_accuracy", "balanced accuracy"), ("macro_f1", "macro F1"), ("accuracy", "accuracy")):
+        lines.append(f"{name:22}{metrics[key]:8.3f}{constant[key]:18.3f}")
+    recalls = (
+        f"{name} {'-' if value is None else f'{value:.2f}'} ({metrics['support'][name]})"
+        for name, value in metrics["recall"].items()
+    )
+    lines.append("recall (pictures): " + ", ".join(recalls))
+    for name, group in report.get("groups", {}).items():
+        lines.append(f"  {name:20}{group['balanced_accuracy']:8.3f}  balanced accuracy, {group['n']} pictures")
+    return "\n".join(lines)
