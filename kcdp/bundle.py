@@ -82,31 +82,77 @@ class Manifest:
             KcdpError: a newer format, an ability this version lacks, or missing or unknown fields.
         """
         again = "export the bundle again"
-        if not isinstance(data, dict) or not isinstance(data.get("format_version"), int):
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise KcdpError(f"{where} is not a kcdp manifest", 'a JSON object with "format_version"', again)
-        version, needs = data["format_version"], set(data.get("needs", ()))
-        if version > FORMAT_VERSION or needs - FEATURES:
-            missing = f" and needs {', '.join(sorted(needs - FEATURES))}" if needs - FEATURES else ""
+        needs = data.get("needs")
+        if not _list_of_strings(needs):
+            raise KcdpError(f"{where}: needs is {needs!r}", "a list of names", again)
+        unmet = sorted(set(needs) - FEATURES)
+        if version > FORMAT_VERSION or unmet:
+            missing = f" and needs {', '.join(unmet)}" if unmet else ""
             raise KcdpError(
                 f"{where} has bundle format {version}{missing}, this is kcdp {__version__} (format {FORMAT_VERSION})",
                 fix=f'run: pip install -U "kcdp>={data.get("needs_version", "?")}"',
             )
         known = {f.name: f for f in fields(cls)}
         unknown = sorted(set(data) - set(known))
-        missing_fields = sorted(
-            name for name in ("labels", "preprocess", "graph", "knowledge", "precision", "target", "opset", "files")
-            if name not in data
-        )  # fmt: skip
+        missing_fields = sorted(set(known) - set(data))
         if unknown or missing_fields:
             hint = nearest(unknown[0], known) if unknown else ""
             raise KcdpError(f"{where} has unknown fields {unknown}{hint}, lacks {missing_fields}", fix=again)
+        wrong = [f"{name} is {data[name]!r:.60}; expected {kind}" for name, (kind, right) in _FIELD_KINDS.items()
+                 if not right(data[name])]  # fmt: skip
+        if wrong:
+            raise KcdpError(f"{where}: {' | '.join(wrong)}", fix=again)
         values = dict(data)
         values["preprocess"] = PreprocessSpec.from_dict(data["preprocess"])
         values["graph"] = GraphSpec.from_dict(data["graph"])
         values["labels"], values["needs"] = tuple(data["labels"]), tuple(needs)
+        size = values["preprocess"].size
+        if [t.shape[1:3] for t in values["graph"].inputs if t.dtype == "uint8"] != [(size, size)]:
+            raise KcdpError(f"{where}: pictures are prepared at {size} px, the graph takes another size", fix=again)
         if values["labels"] != LABELS:
             raise KcdpError(f"{where} has the labels {list(values['labels'])}", f"{list(LABELS)}", again)
         return cls(**values)
+
+
+def _list_of_strings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _file_entries(value: Any) -> bool:
+    return _object(value) and all(
+        _object(entry) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
+        for entry in value.values()
+    )
+
+
+def _temperature(value: Any) -> bool:
+    if not _object(value) or set(value) != {"temperature"}:
+        return False
+    temperature = value["temperature"]
+    return isinstance(temperature, (int, float)) and not isinstance(temperature, bool) and 0 < temperature < 1e6
+
+
+#: manifest field -> (what it must be, how to tell)
+_FIELD_KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "labels": ("a list of names", _list_of_strings),
+    "preprocess": ("an object", _object),
+    "graph": ("an object", _object),
+    "knowledge": ('{"mode": "constant"}', lambda value: value == {"mode": "constant"}),
+    "precision": ('an object with "default"', lambda value: _object(value) and isinstance(value.get("default"), str)),
+    "target": ("portable", lambda value: value == "portable"),
+    "opset": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    "needs_version": ("a version", lambda value: isinstance(value, str)),
+    "calibration": ('{"temperature": a number above 0}', _temperature),
+    "files": ("an object of {sha256, bytes}", _file_entries),
+    **dict.fromkeys(("producers", "source", "configuration", "training", "parity"), ("an object", _object)),
+}
 
 
 @dataclass(frozen=True)
@@ -177,11 +223,12 @@ def write_bundle(
     Raises:
         KcdpError: ``path`` exists and ``overwrite`` is False.
     """
-    with atomic_folder(path, overwrite=overwrite) as temporary:
+    with atomic_folder(path, overwrite=overwrite, marker=MODEL) as temporary:
         fill(temporary)
         files = {
             file.name: {"sha256": sha256_file(file), "bytes": file.stat().st_size}
             for file in sorted(temporary.iterdir())
+            if file.is_file()
         }
         write_json(temporary / MANIFEST, {**manifest.to_dict(), "files": files})
     return Bundle.open(path)

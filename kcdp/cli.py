@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="kcdp",
         usage="kcdp COMMAND [ARGUMENT ...]   (kcdp COMMAND --help explains one)",
-        description=f"Learn emotions from photographs, recognise them in stickers, on the device.\n\ncommands:\n{listing}",
+        description=f"Learn emotions from photographs, recognise them in stickers.\n\ncommands:\n{listing}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"kcdp {__version__}")

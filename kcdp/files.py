@@ -14,69 +14,93 @@ from typing import Any
 
 from kcdp.errors import KcdpError
 
+#: Endings of picture files, without regard to case: what folders are searched for. What a file really is,
+#: its content decides later (``kcdp.decoding``).
+PICTURE_EXTENSIONS = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp"})
+
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; when the block ends well it replaces ``path``.
 
-    On any exception the temporary file is removed and what stood at ``path`` is untouched.
+    On any exception the temporary file is removed and what stood at ``path`` is untouched. A symbolic link at
+    ``path`` is followed.
 
     Raises:
-        KcdpError: the folder cannot be made or written to.
+        KcdpError: ``path`` is a folder or a device, or its folder cannot be written to (disk full included).
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise KcdpError(f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}", "the name of a file")
     make_folder(path.parent)
-    try:
+    with _writing(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise KcdpError(f"cannot write to {path.parent}: {error.strerror}", fix="choose another place") from None
-    os.close(handle)
+        os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        mode = 0o666 & ~_umask()
-        temporary.chmod(mode)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise KcdpError(
-            f"writing {path} failed: {error.strerror or error}", fix="free some space or choose another place"
-        ) from error
+        with _writing(path):
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
 @contextmanager
-def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, overwrite: bool = False, marker: str = "") -> Iterator[Path]:
     """Yields a temporary folder beside ``path``; when the block ends well it becomes ``path``.
 
+    Args:
+        overwrite: replace an existing folder, but only one that holds the file ``marker``: never a folder
+            that something else has made.
+
     Raises:
-        KcdpError: ``path`` exists and ``overwrite`` is False, or it cannot be written.
+        KcdpError: ``path`` exists and may not be replaced, or it cannot be written.
     """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise KcdpError(f"{path} exists already", "a new name", "choose another --out or add --overwrite")
+    path = Path(os.path.realpath(path))
+    _check_replaceable(path, overwrite, marker)
     make_folder(path.parent)
-    try:
+    with _writing(path):
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    except OSError as error:
-        raise KcdpError(f"cannot write to {path.parent}: {error.strerror}", fix="choose another place") from None
+    retired = temporary.with_suffix(".old")
     try:
-        yield temporary
-        temporary.chmod(0o777 & ~_umask())
-        if path.exists():
-            retired = temporary.with_suffix(".old")
-            path.replace(retired)
-            temporary.replace(path)
-            shutil.rmtree(retired) if retired.is_dir() else retired.unlink()
-        else:
+        with _writing(path):
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            if path.exists():
+                path.replace(retired)
             temporary.replace(path)
     except BaseException:
+        if retired.exists() and not path.exists():
+            retired.replace(path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _check_replaceable(path: Path, overwrite: bool, marker: str) -> None:
+    if not path.exists():
+        return
+    if not overwrite:
+        raise KcdpError(f"{path} exists already", "a new name", "choose another --out or add --overwrite")
+    if not (marker and (path / marker).is_file()):
+        raise KcdpError(
+            f"{path} exists and holds no {marker or 'known content'}", "a folder that kcdp made",
+            "choose another --out; other folders are never overwritten",
+        )  # fmt: skip
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise KcdpError(
+            f"writing {path} failed ({error.strerror or error})", fix="free some space or choose another place"
+        ) from error
 
 
 def write_json(path: str | Path, data: Any) -> None:
@@ -92,7 +116,9 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise KcdpError(f"{path} does not exist", "a JSON file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise KcdpError(f"{path} cannot be read ({error.strerror})", "a JSON file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise KcdpError(f"{path} is not valid JSON ({error})", "a JSON file") from None
 
 

@@ -33,7 +33,12 @@ class TensorSpec:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> TensorSpec:
-        return cls(data["name"], data["dtype"], tuple(data["axes"]), tuple(data["shape"]))
+        """Raises TypeError or KeyError where ``data`` is not what ``dataclasses.asdict`` gave."""
+        spec = cls(**{**data, "axes": tuple(data["axes"]), "shape": tuple(data["shape"])})
+        lengths_are_whole = all(n is None or (isinstance(n, int) and n > 0) for n in spec.shape)
+        if len(spec.axes) != len(spec.shape) or not lengths_are_whole:
+            raise TypeError(f"axes {spec.axes} and shape {spec.shape}")
+        return spec
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,8 @@ class GraphSpec:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> GraphSpec:
         try:
-            return cls(*(tuple(TensorSpec.from_dict(t) for t in data[side]) for side in ("inputs", "outputs")))
+            sides = {side: tuple(TensorSpec.from_dict(t) for t in data[side]) for side in data}
+            return cls(**sides)
         except (KeyError, TypeError) as error:
             raise KcdpError(f"the graph's description is damaged ({error!r})", fix="export the bundle again") from None
 

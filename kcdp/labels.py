@@ -5,6 +5,7 @@ The order is that of the released UCDVER code: 0 surprise, 1 happy, 2 disgust, 3
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from kcdp.errors import KcdpError, nearest
@@ -34,7 +35,7 @@ _FER_CODES = ("anger", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 _SER_NAMES = ("surprise", "happiness", "disgust", "fear", "sadness", "anger", "neutral")
 
 #: dataset -> the dataset's own class (a name or a number) -> one of LABELS, or None when it is dropped.
-DATASET_CLASSES: MappingProxyType[str, dict[str | int, str | None]] = MappingProxyType({
+DATASET_CLASSES: MappingProxyType[str, Mapping[str | int, str | None]] = MappingProxyType({
     "emoset": _by_name(*_MIKELS),
     "ser30k": {
         **_by_name(*_SER_NAMES),
@@ -47,7 +48,7 @@ DATASET_CLASSES: MappingProxyType[str, dict[str | int, str | None]] = MappingPro
         **_by_name("anger", "angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"),
         **{i: _ALIASES.get(name) for i, name in enumerate(_FER_CODES)},
     },
-    "folder": {**_ALIASES, "neutral": DROPPED},
+    "folder": {**_by_name(*_ALIASES), "neutral": DROPPED},
 })  # fmt: skip
 
 

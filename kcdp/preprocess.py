@@ -5,7 +5,7 @@ Only numpy and Pillow. What the device sees is therefore byte for byte what eval
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -21,6 +21,28 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _FITS = ("pad", "squash")
+
+
+def _whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_range(value: Any) -> bool:
+    if not isinstance(value, tuple) or len(value) != 2:
+        return False
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e6 for v in value)
+    return numbers and value[0] < value[1]
+
+
+#: (field, what it must be, how to tell)
+_FIELD_CHECKS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("size", "a whole number from 8 to 4096", lambda v: _whole(v, 8, 4096)),
+    ("resize_filter", f"one of {', '.join(_FILTERS)}", lambda v: isinstance(v, str) and v in _FILTERS),
+    ("fit", f"one of {', '.join(_FITS)}", lambda v: isinstance(v, str) and v in _FITS),
+    ("background", "three whole numbers 0..255 (red, green, blue)",
+     lambda v: isinstance(v, tuple) and len(v) == 3 and all(_whole(c, 0, 255) for c in v)),
+    ("value_range", "two finite numbers, the lower one first", _is_range),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,25 +64,14 @@ class PreprocessSpec:
     value_range: tuple[float, float] = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "background", tuple(self.background))
-        object.__setattr__(self, "value_range", tuple(float(v) for v in self.value_range))
-        if not isinstance(self.size, int) or isinstance(self.size, bool) or not 8 <= self.size <= 4096:
-            raise KcdpError(f"preprocess.size is {self.size!r}", "a whole number from 8 to 4096")
-        if self.resize_filter not in _FILTERS:
-            hint = nearest(str(self.resize_filter), _FILTERS)
-            raise KcdpError(
-                f"preprocess.resize_filter is {self.resize_filter!r}{hint}", f"one of {', '.join(_FILTERS)}"
-            )
-        if self.fit not in _FITS:
-            raise KcdpError(
-                f"preprocess.fit is {self.fit!r}{nearest(str(self.fit), _FITS)}", f"one of {', '.join(_FITS)}"
-            )
-        if len(self.background) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in self.background):
-            raise KcdpError(
-                f"preprocess.background is {self.background!r}", "three whole numbers 0..255 (red, green, blue)"
-            )
-        if len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]:
-            raise KcdpError(f"preprocess.value_range is {self.value_range!r}", "two numbers, the lower one first")
+        for name in ("background", "value_range"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, tuple(value) if isinstance(value, (list, tuple)) else value)
+        for name, expected, right in _FIELD_CHECKS:
+            value = getattr(self, name)
+            if not right(value):
+                words = _FILTERS if name == "resize_filter" else _FITS if name == "fit" else ()
+                raise KcdpError(f"preprocess.{name} is {value!r}{nearest(str(value), words)}", expected)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; ``from_dict`` is the inverse."""
@@ -70,10 +81,9 @@ class PreprocessSpec:
     def from_dict(cls, data: dict[str, Any]) -> PreprocessSpec:
         """Raises KcdpError on a field this version does not know."""
         known = {f.name for f in fields(cls)}
-        unknown = sorted(set(data) - known)
-        if unknown or "size" not in data:
+        if not isinstance(data, dict) or set(data) - known or "size" not in data:
             raise KcdpError(
-                f"preprocess spec has the fields {sorted(data)}",
+                f"preprocess spec is {sorted(data) if isinstance(data, dict) else data!r}",
                 f"size and any of {sorted(known)}",
                 "update kcdp, or export the bundle again",
             )
@@ -100,7 +110,7 @@ class PreprocessSpec:
                 square = Image.new("RGB", target, self.background)
                 square.paste(rgb, ((self.size - width) // 2, (self.size - height) // 2))
                 rgb = square
-        return np.asarray(rgb, dtype=np.uint8)
+        return np.array(rgb, dtype=np.uint8)
 
     def apply_batch(self, images: Sequence[Image.Image]) -> np.ndarray:
         """uint8 [N, size, size, 3]; see ``apply``. N may be 0."""
@@ -119,12 +129,16 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255
         RGB, 8 bits a channel, in the picture's own size (sides swapped where EXIF says so).
     """
     image = ImageOps.exif_transpose(image)
+    transparency = image.info.get("transparency")
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
-        wide = np.asarray(image).astype(np.int64)
         # Pillow opens 16-bit PNG as I;16 and some 16-bit TIFF as I; both hold 0..65535.
-        image = Image.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8), "L")
+        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        grey = (wide >> 8).astype(np.uint8)
+        if isinstance(transparency, int):  # PNG's tRNS: this grey value is transparent
+            grey = np.stack([grey, np.where(wide == transparency, 0, 255).astype(np.uint8)], axis=2)
+        image = Image.fromarray(grey)
     elif image.mode == "F":
-        image = Image.fromarray(np.clip(np.nan_to_num(np.asarray(image)), 0, 255).astype(np.uint8), "L")
+        image = Image.fromarray(np.clip(np.nan_to_num(np.asarray(image)), 0, 255).astype(np.uint8))
     has_alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
     if not has_alpha:
         return image.convert("RGB")

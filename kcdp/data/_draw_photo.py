@@ -79,5 +79,5 @@ def draw_photo(expression: Expression, rng: np.random.Generator, size: int) -> I
     shadow = shadow.crop((-shift, -drop, size - shift, size - drop))
     cast = np.asarray(shadow, np.float32)[..., None] / 255
     whole = scene * (1 - 0.35 * cast) * (1 - alpha) + lit * alpha
-    image = Image.fromarray((np.clip(grade(whole, cue), 0, 1) * 255).astype(np.uint8), "RGB")
+    image = Image.fromarray((np.clip(grade(whole, cue), 0, 1) * 255).astype(np.uint8))
     return camera(np.asarray(foreground(image, cue, rng), np.float32) / 255, rng)

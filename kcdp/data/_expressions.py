@@ -8,6 +8,7 @@ Every emotion has several mouths and eyes, so that no single part gives it away.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -100,13 +101,23 @@ _Ranges = dict[str, tuple[float, float] | str]
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How an emotion is drawn at random: field -> (low, high) or a fixed word; one of each list of variants is taken."""
+    """How an emotion is drawn at random.
+
+    Attributes:
+        base: field -> (low, high), for every face of this emotion.
+        eyes, mouths: variants, field -> (low, high) or a fixed word; one of each is taken.
+        tint: probability of a tint.
+        props: prop -> probability.
+        fallback: one of these props is added where there is neither tint nor prop nor tongue (a drawn sneer alone
+            reads as mere displeasure).
+    """
 
     base: _Ranges
     eyes: tuple[_Ranges, ...]
     mouths: tuple[_Ranges, ...]
-    tint: float  # probability of a tint
-    props: dict[str, float]  # prop -> probability
+    tint: float
+    props: dict[str, float]
+    fallback: tuple[str, ...] = ()
 
 
 _RECIPES: dict[str, _Recipe] = {
@@ -133,12 +144,12 @@ _RECIPES: dict[str, _Recipe] = {
         ),
         mouths=(
             {"mouth_curve": (0.75, 1.0), "mouth_width": (0.36, 0.46)},
-            {"mouth_curve": (0.75, 1.0), "mouth_width": (0.4, 0.5), "mouth_open": (0.26, 0.42), "mouth_share": (0, 0.04),
-             "teeth": "upper", "tongue": (0.2, 0.2)},
+            {"mouth_curve": (0.75, 1.0), "mouth_width": (0.4, 0.5), "mouth_open": (0.26, 0.42),
+             "mouth_share": (0, 0.04), "teeth": "upper", "tongue": (0.2, 0.2)},
             {"mouth_curve": (0.7, 0.9), "mouth_width": (0.38, 0.48), "mouth_open": (0.16, 0.22),
              "mouth_share": (0, 0.05), "teeth": "clenched"},
-            {"mouth_curve": (0.5, 0.8), "mouth_width": (0.24, 0.32), "mouth_open": (0.22, 0.34), "mouth_share": (0, 0.04),
-             "tongue": (0.2, 0.2)},
+            {"mouth_curve": (0.5, 0.8), "mouth_width": (0.24, 0.32), "mouth_open": (0.22, 0.34),
+             "mouth_share": (0, 0.04), "tongue": (0.2, 0.2)},
         ),
         tint=0.0,
         props={"sparkles": 0.25, "blush": 0.45, "hearts": 0.15, "joytears": 0.1, "hands": 0.08},
@@ -153,16 +164,18 @@ _RECIPES: dict[str, _Recipe] = {
             {"eyes": "squeeze"},
         ),
         mouths=(
-            {"mouth_curve": (-0.6, -0.3), "mouth_width": (0.28, 0.38), "mouth_open": (0.16, 0.28), "mouth_skew": (0.3, 0.6),
-             "tongue": (0.75, 1.0)},
-            {"mouth_curve": (-0.3, -0.05), "mouth_width": (0.26, 0.34), "mouth_open": (0.1, 0.18), "mouth_skew": (0.3, 0.7),
-             "tongue": (0.7, 0.95), "mouth_share": (0.2, 0.4)},
-            {"mouth_curve": (-0.75, -0.45), "mouth_width": (0.3, 0.4), "mouth_open": (0.12, 0.2), "mouth_skew": (0.9, 1.2),
-             "mouth_square": (0.2, 0.5), "teeth": "upper", "mouth_share": (0.6, 0.9)},
-            {"mouth_curve": (-0.6, -0.35), "mouth_width": (0.3, 0.4), "mouth_skew": (0.8, 1.1), "mouth_wave": (0.6, 1.0)},
+            {"mouth_curve": (-0.6, -0.3), "mouth_width": (0.28, 0.38), "mouth_open": (0.16, 0.28),
+             "mouth_skew": (0.3, 0.6), "tongue": (0.75, 1.0)},
+            {"mouth_curve": (-0.3, -0.05), "mouth_width": (0.26, 0.34), "mouth_open": (0.1, 0.18),
+             "mouth_skew": (0.3, 0.7), "tongue": (0.7, 0.95), "mouth_share": (0.2, 0.4)},
+            {"mouth_curve": (-0.75, -0.45), "mouth_width": (0.3, 0.4), "mouth_open": (0.12, 0.2),
+             "mouth_skew": (0.9, 1.2), "mouth_square": (0.2, 0.5), "teeth": "upper", "mouth_share": (0.6, 0.9)},
+            {"mouth_curve": (-0.6, -0.35), "mouth_width": (0.3, 0.4), "mouth_skew": (0.8, 1.1),
+             "mouth_wave": (0.6, 1.0)},
         ),
         tint=0.45,
         props={"flies": 0.2, "stink": 0.25, "vomit": 0.14, "sweat": 0.06},
+        fallback=("flies", "stink", "vomit"),
     ),
     "fear": _Recipe(
         base={"brow_inner": (0.75, 1.05), "brow_outer": (-0.15, 0.2), "brow_arch": (-0.1, 0.2), "furrow": (0.6, 0.9),
@@ -172,8 +185,8 @@ _RECIPES: dict[str, _Recipe] = {
             {"eye_open": (1.25, 1.5), "pupil": (0.28, 0.38), "gaze_x": (-0.9, 0.9)},
         ),
         mouths=(
-            {"mouth_curve": (-0.4, -0.15), "mouth_width": (0.4, 0.5), "mouth_open": (0.16, 0.26), "mouth_square": (0.7, 1.0),
-             "mouth_wave": (0.35, 0.7), "teeth": "clenched"},
+            {"mouth_curve": (-0.4, -0.15), "mouth_width": (0.4, 0.5), "mouth_open": (0.16, 0.26),
+             "mouth_square": (0.7, 1.0), "mouth_wave": (0.35, 0.7), "teeth": "clenched"},
             {"mouth_curve": (-0.3, -0.1), "mouth_width": (0.32, 0.42), "mouth_wave": (0.8, 1.1)},
             {"mouth_curve": (-0.55, -0.3), "mouth_width": (0.36, 0.46), "mouth_open": (0.24, 0.36),
              "mouth_square": (0.4, 0.7), "mouth_wave": (0.3, 0.6)},
@@ -191,8 +204,8 @@ _RECIPES: dict[str, _Recipe] = {
         ),
         mouths=(
             {"mouth_curve": (-0.95, -0.65), "mouth_width": (0.24, 0.34)},
-            {"mouth_curve": (-0.9, -0.6), "mouth_width": (0.3, 0.4), "mouth_open": (0.22, 0.4), "mouth_share": (0.8, 1.0),
-             "tongue": (0.15, 0.15)},
+            {"mouth_curve": (-0.9, -0.6), "mouth_width": (0.3, 0.4), "mouth_open": (0.22, 0.4),
+             "mouth_share": (0.8, 1.0), "tongue": (0.15, 0.15)},
             {"mouth_curve": (-0.85, -0.6), "mouth_width": (0.26, 0.34), "mouth_wave": (0.25, 0.45)},
         ),
         tint=0.2,
@@ -209,8 +222,8 @@ _RECIPES: dict[str, _Recipe] = {
             {"mouth_curve": (-0.55, -0.3), "mouth_width": (0.26, 0.36)},
             {"mouth_curve": (-0.5, -0.2), "mouth_width": (0.32, 0.44), "mouth_open": (0.16, 0.26),
              "mouth_square": (0.6, 0.95), "teeth": "clenched"},
-            {"mouth_curve": (-0.35, -0.1), "mouth_width": (0.34, 0.44), "mouth_open": (0.32, 0.5), "mouth_share": (0.5, 0.7),
-             "mouth_square": (0.4, 0.8), "teeth": "fangs"},
+            {"mouth_curve": (-0.35, -0.1), "mouth_width": (0.34, 0.44), "mouth_open": (0.32, 0.5),
+             "mouth_share": (0.5, 0.7), "mouth_square": (0.4, 0.8), "teeth": "fangs"},
         ),
         tint=0.45,
         props={"vein": 0.4, "steam": 0.32, "sweat": 0.04},
@@ -247,7 +260,10 @@ def sample_expression(emotion: str, rng: np.random.Generator) -> Expression:
     if rng.random() < recipe.tint:
         numbers["tint"] = float(rng.uniform(0.35, 0.8))
     props = [name for name, chance in recipe.props.items() if rng.random() < chance]
+    if recipe.fallback and not set(props) & set(recipe.fallback) and "tint" not in numbers and "tongue" not in numbers:
+        props.append(recipe.fallback[rng.integers(len(recipe.fallback))])
     stray = _STRAY_PROPS[rng.integers(len(_STRAY_PROPS))]
     if rng.random() < _STRAY_RATE and stray not in props:
         props.append(stray)
-    return Expression(emotion, props=tuple(props), **numbers, **words)
+    changes: dict[str, Any] = {**numbers, **words, "props": tuple(props)}
+    return replace(Expression(emotion), **changes)

@@ -44,7 +44,10 @@ class Person:
     """Who is in the picture; nothing here depends on the emotion but the flush already mixed into the skin.
 
     Attributes:
+        skin, hair, iris, cloth: RGB, 0..255.
+        style: one of the hair styles.
         width, height: half axes of the head in face units.
+        jaw: how much the head narrows towards the chin.
         turn, nod: where the face's middle is shifted to when the head turns (face units).
     """
 
@@ -120,19 +123,20 @@ def _hair_front(pen: Pen, p: Person, bend: tuple[float, float, float]) -> None:
     low, peak = {"short": (-0.5, -0.86), "parted": (-0.42, -0.98), "fringe": (-0.3, -0.62), "long": (-0.05, -0.9),
                  "bun": (-0.4, -0.94), "curly": (-0.4, -0.8)}[p.style]  # fmt: skip
     grow = 0.06 if p.style in ("bun", "short") else 0.12
+    low, peak = low * p.height / 1.2, peak * p.height / 1.2
     top = _head(p, grow)
     top = top[top[:, 1] < low]
     order = np.argsort(np.arctan2(top[:, 1] - low, top[:, 0]))
     top = top[order]
     x = np.linspace(1, -1, 15)
     part = 0.5 * bend[0] if p.style in ("parted", "long") else 0.0
-    line = peak * p.height / 1.2 + (low - peak) * np.clip(np.abs(x - part), 0, 1) ** 3
+    line = peak + (low - peak) * np.clip(np.abs(x - part), 0, 1) ** 3
     if p.style in ("fringe", "curly"):
         line = line + 0.05 * np.sin(9 * x + 3 * bend[1]) * (1 - x**2)
     else:
         line = line + 0.06 * bend[2] * x * (1 - x**2)
     half = (p.width + grow) * np.sqrt(1 - (low / (p.height + grow)) ** 2)
-    pen.fill(np.concatenate([top, np.stack([x * half, line], axis=1)]), p.hair)
+    pen.fill(np.concatenate([top, np.stack([x * half * 0.94, line], axis=1)]), p.hair)
     for k in np.linspace(-0.7, 0.7, 9):
         crown = -(p.height + grow) * np.sqrt(1 - (k * half / (p.width + grow)) ** 2)
         end = float(np.interp(k, x[::-1], line[::-1]))
@@ -157,7 +161,7 @@ def _eye(pen: Pen, e: Expression, lay: Layout, p: Person, side: int) -> None:
             pen.line(stroke - (0, 0.09), 0.025, p.dark)
         return
     upper, lower = eye_edges(e, lay, side)
-    pen.fill(outline(upper - (0, 0.035), lower + (0, 0.02)), mix(p.skin, p.dark, 0.5))
+    pen.fill(outline(upper - np.array((0, 0.035)), lower + np.array((0, 0.02))), mix(p.skin, p.dark, 0.5))
     pen.fill(outline(upper, lower), _SCLERA)
     x = side * lay.eye_x + 0.35 * lay.eye_w * e.gaze_x
     y = lay.eye_y + 0.3 * lay.eye_h * e.gaze_y
@@ -169,7 +173,7 @@ def _eye(pen: Pen, e: Expression, lay: Layout, p: Person, side: int) -> None:
     pen.line(lower, 0.016, p.dark)
     pen.line(upper - (0, 0.055 + 0.03 * e.lid), 0.022, mix(p.skin, p.dark, 0.7))
     if e.lower_lid > 0.15:
-        pen.line(lower + (0, 0.055), 0.025, mix(p.skin, p.dark, 0.45))
+        pen.line(lower + np.array((0, 0.055)), 0.025, mix(p.skin, p.dark, 0.45))
 
 
 def _creases(pen: Pen, e: Expression, lay: Layout, p: Person) -> None:

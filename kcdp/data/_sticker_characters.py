@@ -66,7 +66,8 @@ class Character:
         top: y of the head's top, where accessories and signs go.
         half_width: x of the head's side at eye height.
         scale: size relative to the other characters, so that all of it fits on the canvas.
-        brows: whether the muzzle or visor leaves room for thick brows (their width in face units).
+        brows: width of the brows in face units.
+        screen: whether the face is shown in bright lines on a dark screen.
     """
 
     layout: Layout

@@ -124,7 +124,8 @@ def _exclaim(scene: Scene) -> None:
     x, y = side * scene.character.half_width * 0.98, scene.character.top * 0.82
     colour = (_RED, _YELLOW, WHITE)[int((scene.jitter[1] + 1) * 1.49)]
     for dx in (0.0, -side * 0.22)[: 2 if scene.jitter[2] > 0.3 else 1]:
-        bar = np.array([(-0.085, -0.3), (0.085, -0.3), (0.045, 0.12), (-0.045, 0.12)]) + (x + dx, y)
+        corners = ((-0.085, -0.3), (0.085, -0.3), (0.045, 0.12), (-0.045, 0.12))
+        bar = np.array(corners) + np.array((x + dx, y))
         scene.pen.shape(bar, colour, scene.look.ink, scene.look.line * 0.6)
         scene.pen.shape(ellipse(x + dx, y + 0.25, 0.07, 0.07, n=16), colour, scene.look.ink, scene.look.line * 0.6)
 
@@ -176,8 +177,8 @@ def _stink(scene: Scene) -> None:
 def _shiver(scene: Scene) -> None:
     y = np.linspace(-0.3, 0.3, 21)
     for side in (-1, 1):
-        for k, length in ((1.16, 1.0), (1.31, 0.6)):
-            wave = side * scene.character.half_width * k + 0.04 * np.sin(21 * y)
+        for gap, length in ((0.12, 1.0), (0.24, 0.6)):
+            wave = side * (scene.character.half_width + gap) + 0.04 * np.sin(21 * y)
             line = np.stack([wave, 0.3 + y * length], axis=1)
             scene.pen.line(line, scene.look.line * 0.7, scene.look.ink)
 
@@ -204,11 +205,9 @@ def _cloud(scene: Scene) -> None:
 def _vomit(scene: Scene) -> None:
     lay, w = scene.layout, 0.2 * scene.layout.mouth_gain
     y, bottom = lay.mouth_y + 0.02, lay.mouth_y + 0.52 + 0.08 * scene.jitter[0]
-    hem = np.array([(w * 1.3, bottom - 0.1), (w * 0.7, bottom + 0.06), (0.1 * w, bottom - 0.05), (-w * 0.7, bottom + 0.1),
-                    (-w * 1.35, bottom - 0.08)])  # fmt: skip
-    scene.pen.shape(
-        np.concatenate([[(-w, y), (w, y)], hem]), (150, 200, 70, 255), scene.look.ink, scene.look.line * 0.7
-    )
+    slime = [(-w, y), (w, y), (w * 1.3, bottom - 0.1), (w * 0.7, bottom + 0.06), (0.1 * w, bottom - 0.05)]
+    slime += [(-w * 0.7, bottom + 0.1), (-w * 1.35, bottom - 0.08)]
+    scene.pen.shape(np.array(slime), (150, 200, 70, 255), scene.look.ink, scene.look.line * 0.7)
 
 
 def _hands(scene: Scene) -> None:
@@ -225,9 +224,9 @@ UNDER: dict[str, Callable[[Scene], None]] = {"blush": _blush, "gloom": _gloom}
 
 #: Drawn over the face, in this order.
 OVER: dict[str, Callable[[Scene], None]] = {
-    "vomit": _vomit, "hands": _hands, "tear": _tear, "joytears": _joytears, "sweat": _sweat, "vein": _vein, "steam": _steam,
-    "sparkles": _sparkles, "exclaim": _exclaim, "shock": _shock, "hearts": _hearts, "flies": _flies, "stink": _stink,
-    "shiver": _shiver, "cloud": _cloud,
+    "vomit": _vomit, "hands": _hands, "tear": _tear, "joytears": _joytears, "sweat": _sweat, "vein": _vein,
+    "steam": _steam, "sparkles": _sparkles, "exclaim": _exclaim, "shock": _shock, "hearts": _hearts, "flies": _flies,
+    "stink": _stink, "shiver": _shiver, "cloud": _cloud,
 }  # fmt: skip
 
 #: Drawn between the eyes and the mouth.

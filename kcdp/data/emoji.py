@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from kcdp.data.dataset import ImageDataset, Sample
-from kcdp.data.folder import read_picture
+from kcdp.decoding import decode
 from kcdp.errors import KcdpError, nearest
 from kcdp.files import read_json
 from kcdp.labels import LABELS
@@ -55,7 +55,7 @@ class EmojiDataset(ImageDataset):
 
     def image(self, index: int) -> Image.Image:
         """See ``ImageDataset.image``."""
-        return read_picture(self.root / self._files[index])
+        return decode(self.root / self._files[index])
 
 
 def read_manifest(root: Path) -> dict[str, Any]:

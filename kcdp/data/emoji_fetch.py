@@ -28,7 +28,7 @@ from typing import Any
 from PIL import Image
 
 from kcdp.data.emoji import FORMAT_VERSION, MANIFEST, read_manifest
-from kcdp.data.folder import read_picture
+from kcdp.decoding import decode
 from kcdp.errors import KcdpError, nearest, require
 from kcdp.files import atomic_folder, sha256_file, write_json
 from kcdp.labels import LABELS
@@ -73,7 +73,7 @@ def _draw_webp(package: Package, faces: Sequence[Face], size: int) -> Iterator[t
     for face in faces:
         file = by_code.get(plain_code(face.code))
         if file is not None:
-            image = read_picture(package.files[file], f"{package.name}:{file}").convert("RGBA")
+            image = decode(package.files[file], name=f"{package.name}:{file}").convert("RGBA")
             image.thumbnail((size, size), Image.Resampling.LANCZOS)
             yield face, image
 
@@ -103,7 +103,7 @@ def _draw_svg(package: Package, faces: Sequence[Face], size: int) -> Iterator[tu
                     f"{package.name} {package.version}: the icon {name!r} cannot be drawn ({error})",
                     fix="leave this style out with --styles",
                 ) from None
-            yield face, read_picture(bytes(data), f"{package.name}:{name}").convert("RGBA")
+            yield face, decode(bytes(data), name=f"{package.name}:{name}").convert("RGBA")
 
 
 #: Iconify's fields of an icon set or an icon, with the format's own defaults.
@@ -150,7 +150,7 @@ def fetch_emoji(
         "kind": "emoji", "format": FORMAT_VERSION, "note": NOTE, "size": size, "labels": list(LABELS),
         "styles": {}, "pictures": [],
     }  # fmt: skip
-    with atomic_folder(out, overwrite=overwrite) as folder, tempfile.TemporaryDirectory() as downloads:
+    with atomic_folder(out, overwrite=overwrite, marker=MANIFEST) as folder, tempfile.TemporaryDirectory() as downloads:
         for style in bar(styles, desc="emoji", unit="style") if bar else styles:
             package_name, draw = STYLES[style]
             package = _read_package(package_name, _download(npm, package_name, Path(downloads) / style))

@@ -16,7 +16,8 @@ from typing import Any
 from PIL import Image
 
 from kcdp.data.dataset import ImageDataset, Sample
-from kcdp.data.folder import classify, find_pictures, is_picture, read_picture
+from kcdp.data.folder import classify, find_pictures, is_picture
+from kcdp.decoding import decode
 from kcdp.errors import KcdpError, nearest
 from kcdp.labels import map_class
 
@@ -55,7 +56,7 @@ class FerFolder(ImageDataset):
 
     def image(self, index: int) -> Image.Image:
         """Grey ("L"), 48x48; see ``ImageDataset.image``."""
-        return read_picture(self.root / self.samples[index].key)
+        return decode(self.root / self.samples[index].key)
 
 
 class FerZip(ImageDataset):
@@ -86,7 +87,7 @@ class FerZip(ImageDataset):
             raise KcdpError(f"the picture {name} is missing", fix="open the dataset again") from None
         except (zipfile.BadZipFile, OSError, EOFError) as error:
             raise KcdpError(f"the picture {name} cannot be read ({error})", fix="fetch the archive again") from None
-        return read_picture(data, name)
+        return decode(data, name=name)
 
     def _archive(self) -> zipfile.ZipFile:
         if self._open is None or self._open[0] != os.getpid():

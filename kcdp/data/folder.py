@@ -7,26 +7,19 @@ is an unlabelled set. Class folders are named as in ``kcdp.labels`` ("happy", "j
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
 from kcdp.data.dataset import SPLITS, ImageDataset, Sample
+from kcdp.decoding import decode
 from kcdp.errors import KcdpError, nearest
+from kcdp.files import PICTURE_EXTENSIONS
 from kcdp.labels import map_class
-
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 
 #: Folder name (lower-case) -> split. Some archives spell "val" out.
 SPLIT_FOLDERS = {**{name: name for name in SPLITS}, "valid": "val", "validation": "val"}
-
-#: What Pillow's decoders raise on damaged files, beside OSError.
-_DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError,
-)  # fmt: skip
 
 
 class FolderDataset(ImageDataset):
@@ -48,7 +41,7 @@ class FolderDataset(ImageDataset):
 
     def image(self, index: int) -> Image.Image:
         """See ``ImageDataset.image``; of an animation, the first frame."""
-        return read_picture(self.root / self.samples[index].key)
+        return decode(self.root / self.samples[index].key)
 
 
 def find_pictures(root: Path) -> list[str]:
@@ -72,7 +65,7 @@ def find_pictures(root: Path) -> list[str]:
 def is_picture(key: str) -> bool:
     """By its extension, and not hidden: no part of the path starts with a dot (or is what macOS adds to a zip)."""
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in key.split("/"))
-    return key.lower().endswith(EXTENSIONS) and not hidden
+    return key.lower().endswith(tuple(PICTURE_EXTENSIONS)) and not hidden
 
 
 def classify(keys: Sequence[str], *, dataset: str, where: str) -> tuple[list[Sample], int]:
@@ -90,7 +83,7 @@ def classify(keys: Sequence[str], *, dataset: str, where: str) -> tuple[list[Sam
         KcdpError: no pictures; a folder that is neither a split nor a class; loose pictures beside class folders.
     """
     if not keys:
-        raise KcdpError(f"{where} holds no pictures", f"files ending in {', '.join(EXTENSIONS)}")
+        raise KcdpError(f"{where} holds no pictures", f"files ending in {', '.join(sorted(PICTURE_EXTENSIONS))}")
     tops = {key.split("/", 1)[0].lower() for key in keys if "/" in key}
     has_splits = not tops.isdisjoint(SPLIT_FOLDERS)
     samples, dropped = [], 0
@@ -139,32 +132,3 @@ def _class_of(raw: str, dataset: str, where: str) -> int | None:
         return map_class(dataset, raw)
     except KcdpError as error:
         raise KcdpError(f"{where}: {error.received}", error.expected, error.fix) from None
-
-
-def read_picture(source: Path | bytes, name: str = "") -> Image.Image:
-    """Opens and decodes a picture, so that a damaged file fails here and not later.
-
-    Args:
-        source: a file, or its bytes.
-        name: what messages call it; the path when empty.
-
-    Returns:
-        the picture as stored: any Pillow mode; EXIF and transparency untouched.
-
-    Raises:
-        KcdpError: it is missing or cannot be decoded.
-    """
-    name = name or str(source)
-    try:
-        with source.open("rb") if isinstance(source, Path) else BytesIO(source) as handle:
-            image = Image.open(handle)
-            image.load()
-            return image
-    except FileNotFoundError:
-        raise KcdpError(f"the picture {name} is missing", fix="put it back, or open the dataset again") from None
-    except _DECODE_ERRORS as error:
-        # Pillow names the handle ("<_io.BytesIO object at ...>"), which says nothing to a user.
-        reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise KcdpError(
-            f"the picture {name} cannot be decoded ({reason})", "a whole picture file", "replace it or take it out"
-        ) from None

@@ -26,9 +26,7 @@ class TensorDataset(Dataset):
         seed: with the epoch and the index it fixes each augmented picture.
     """
 
-    def __init__(
-        self, dataset: ImageDataset, spec: PreprocessSpec, augmentation: str = "none", seed: int = 0
-    ) -> None:
+    def __init__(self, dataset: ImageDataset, spec: PreprocessSpec, augmentation: str = "none", seed: int = 0) -> None:
         self.dataset, self.spec, self.seed = dataset, spec, seed
         self.labels = dataset.labels
         self._augment = make_augmentation(augmentation, spec.size)
@@ -88,9 +86,7 @@ def _seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def training_batches(
-    data: TensorDataset, batch_size: int, seed: int, start: int = 0, workers: int = 0
-) -> DataLoader:
+def training_batches(data: TensorDataset, batch_size: int, seed: int, start: int = 0, workers: int = 0) -> DataLoader:
     """An endless loader of (uint8 [N, size, size, 3], int64 [N])."""
     sampler = EpochSampler(len(data), batch_size, seed, start)
     return DataLoader(data, batch_sampler=sampler, num_workers=workers, persistent_workers=False)

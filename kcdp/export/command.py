@@ -51,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(facts))
         return 0
-    print(f"{facts['bundle']}: {facts['bytes'] / 1e6:.1f} MB, {', '.join(facts['inputs'])} -> {', '.join(facts['outputs'])}")
+    print(
+        f"{facts['bundle']}: {facts['bytes'] / 1e6:.1f} MB, {', '.join(facts['inputs'])} -> {', '.join(facts['outputs'])}"
+    )
     print(f"next: kcdp tag PICTURES --model {facts['bundle']}")
     return 0
 
@@ -63,7 +65,8 @@ def _check_pictures(spec: str | None, fallback: str) -> ImageDataset:
         pictures = open_dataset(fallback, split="val")
     except KcdpError as error:
         raise KcdpError(
-            f"the run's validation pictures cannot be opened ({error.received})", fix="name others with --check-images SPEC"
+            f"the run's validation pictures cannot be opened ({error.received})",
+            fix="name others with --check-images SPEC",
         ) from None
     step = max(1, len(pictures) // CHECK_PICTURES)
     return pictures.subset(range(0, len(pictures), step)[:CHECK_PICTURES])

@@ -166,4 +166,3 @@ def describe(bundle: Bundle) -> dict[str, Any]:
 def _move_graph(work: Path, folder: Path) -> None:
     for file in work.glob(f"{MODEL}*"):
         file.replace(folder / file.name)
-

@@ -201,4 +201,3 @@ def _compare_levels(
             failures.append(f"batch {batch}: level {name} has cosine {cosines[name]:.6f}, "
                             f"needed {tolerance.level_cosine}")  # fmt: skip
     return cosines
-

@@ -43,7 +43,9 @@ def build_model(config: Config) -> Kadap:
     size, multiple = config.preprocess.size, features.size_multiple
     if size % multiple:
         raise KcdpError(
-            f"preprocess.size is {size}", f"a multiple of {multiple} for this model", f"try {size // multiple * multiple or multiple}"
+            f"preprocess.size is {size}",
+            f"a multiple of {multiple} for this model",
+            f"try {size // multiple * multiple or multiple}",
         )
     features.requires_grad_(config.model.train_backbone)
     return model

@@ -11,6 +11,7 @@ method is replaced, no state is kept between calls.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,9 +59,7 @@ class DiffusionFeatures(nn.Module):
 
     timestep: torch.Tensor
 
-    def __init__(
-        self, unet: UNet2DConditionModel, encoder: LatentEncoder, *, tokens: int, timestep: int = 1
-    ) -> None:
+    def __init__(self, unet: UNet2DConditionModel, encoder: LatentEncoder, *, tokens: int, timestep: int = 1) -> None:
         super().__init__()
         _check_supported(unet, encoder)
         self.unet = unet
@@ -147,7 +146,7 @@ class DiffusionFeatures(nn.Module):
 
 
 def _attend(
-    block: nn.Module, index: int, hidden: torch.Tensor, knowledge: torch.Tensor, maps: list[torch.Tensor] | None
+    block: Any, index: int, hidden: torch.Tensor, knowledge: torch.Tensor, maps: list[torch.Tensor] | None
 ) -> torch.Tensor:
     """The block's ``index``-th transformer, if it has one; its attention maps are appended to ``maps``."""
     attentions = getattr(block, "attentions", None)
@@ -175,7 +174,7 @@ def _attend(
 
 
 def _attention(
-    attention: nn.Module, queries: torch.Tensor, context: torch.Tensor | None, want_map: bool
+    attention: Any, queries: torch.Tensor, context: torch.Tensor | None, want_map: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Multi-head attention through a diffusers ``Attention`` module's own projections.
 
@@ -235,7 +234,7 @@ def _check_supported(unet: UNet2DConditionModel, encoder: LatentEncoder) -> None
         )
     if unet.config.in_channels != encoder.latent_channels:
         raise KcdpError(
-            f"the U-Net takes {unet.config.in_channels} latent channels, the autoencoder gives {encoder.latent_channels}",
-            "the same number",
+            f"the U-Net takes {unet.config.in_channels} latent channels",
+            f"{encoder.latent_channels}, as the autoencoder gives",
             "use the autoencoder that belongs to this U-Net",
         )

@@ -12,7 +12,8 @@ from typing import IO, TYPE_CHECKING
 from kcdp.errors import KcdpError
 from kcdp.files import atomic_file
 from kcdp.runtime.output import FORMATS, TEXT, TagWriter, display_width, make_writer, printable
-from kcdp.runtime.sources import PICTURE_EXTENSIONS, find_pictures
+from kcdp.files import PICTURE_EXTENSIONS
+from kcdp.runtime.sources import find_pictures
 
 if TYPE_CHECKING:
     from kcdp.runtime.tagger import Tag, Tagger

@@ -13,11 +13,11 @@ from typing import TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
+from kcdp.decoding import decode
 from kcdp.errors import KcdpError, nearest
 from kcdp.files import atomic_file
 from kcdp.labels import LABELS
 from kcdp.preprocess import to_rgb
-from kcdp.runtime.decoding import decode
 from kcdp.runtime.output import printable
 from kcdp.runtime.tagger import Tag
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
-#: Looked for inside folders, without regard to case. What a file really is, its content decides later.
-PICTURE_EXTENSIONS = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp"})
+from kcdp.files import PICTURE_EXTENSIONS
 
 
 def find_pictures(
@@ -21,7 +20,7 @@ def find_pictures(
 
     Yields:
         Paths, spelled as they were given, those of a folder sorted by name. Inside folders hidden files
-        and other extensions than ``PICTURE_EXTENSIONS`` are left out. A folder that cannot be read is kept.
+        and other extensions than ``EXTENSIONS`` are left out. A folder that cannot be read is kept.
     """
     if isinstance(paths, (str, os.PathLike)):
         paths = [paths]

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from kcdp.bundle import Bundle, Manifest
+from kcdp.decoding import Source, decode, source_name
 from kcdp.errors import KcdpError
-from kcdp.runtime.decoding import Source, decode, source_name
 from kcdp.runtime.session import NonFiniteLogits, OnnxRuntimeSession, Session
 
 _Prepared: TypeAlias = "tuple[str, np.ndarray | KcdpError]"
@@ -60,7 +60,7 @@ class Tagger:
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
             raise KcdpError(f"batch_size is {batch_size!r}", "a whole number from 1")
         self.session, self.batch_size = session, batch_size
-        self._temperature = _temperature(session.bundle)
+        self._temperature = float(session.bundle.manifest.calibration["temperature"])
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, threads: int | None = None, batch_size: int = 16) -> Tagger:
@@ -191,12 +191,3 @@ def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     with np.errstate(over="ignore"):  # a tiny temperature: -inf, whose exponential is the right 0
         exponents = np.exp((wide - wide.max(axis=-1, keepdims=True, initial=-np.inf)) / temperature)
     return np.asarray(exponents / exponents.sum(axis=-1, keepdims=True), dtype=np.float32)
-
-
-def _temperature(bundle: Bundle) -> float:
-    value = bundle.manifest.calibration.get("temperature")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
-        raise KcdpError(
-            f"{bundle.path} has the calibration temperature {value!r}", "a number above 0", "export the bundle again"
-        )
-    return float(value)

@@ -49,7 +49,9 @@ def save_checkpoint(
     """Write atomically; ``optimizer`` only where training is to go on from this file."""
     tensors = {name: value.detach().contiguous().cpu() for name, value in trainable_state(model).items()}
     if optimizer is not None:
-        tensors |= {_OPTIMIZER + key: value.contiguous().cpu() for key, value in optimizer_state(model, optimizer).items()}
+        tensors |= {
+            _OPTIMIZER + key: value.contiguous().cpu() for key, value in optimizer_state(model, optimizer).items()
+        }
     metadata = {
         "format": _FORMAT,
         "config": json.dumps(config.to_dict()),
@@ -128,6 +130,4 @@ def restore_optimizer(model: Kadap, optimizer: torch.optim.Optimizer, state: dic
     for name, parameter in model.named_parameters():
         stored = {k.rsplit("/", 1)[1]: v for k, v in state.items() if k.rsplit("/", 1)[0] == name}
         if stored:
-            optimizer.state[parameter] = {
-                k: v if k == "step" else v.to(parameter.device) for k, v in stored.items()
-            }
+            optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in stored.items()}

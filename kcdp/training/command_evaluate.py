@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("run", metavar="RUN", help="run folder (its best checkpoint) or a checkpoint file")
     parser.add_argument("--data", metavar="SPEC", required=True, help='labelled pictures, such as "fer2013:PATH"')
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder for report.json and confusion.png")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, required=True, help="folder for report.json and confusion.png"
+    )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures per pass (default: 64)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
 
@@ -69,10 +71,9 @@ def open_for_evaluation(data: str) -> ImageDataset:
 
 def _warn_if_trained_on(data: str, source: str) -> None:
     measured, trained = parse_spec(data), parse_spec(source)
-    same = (measured.kind, measured.path) == (trained.kind, trained.path)
-    if same and measured.own_options == trained.own_options and not native_splits(open_dataset(data)):
-        if measured.options.get("split") != "test":
-            print("warning: this model was trained on these pictures; add split=test to the dataset", file=sys.stderr)
+    same = (measured.kind, measured.path, measured.own_options) == (trained.kind, trained.path, trained.own_options)
+    if same and measured.options.get("split") != "test" and not native_splits(open_dataset(data)):
+        print("warning: this model was trained on some of these pictures; add split=test", file=sys.stderr)
 
 
 def labelled(dataset: ImageDataset) -> ImageDataset:

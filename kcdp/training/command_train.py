@@ -108,9 +108,7 @@ def _new_run(args: argparse.Namespace) -> tuple[Config, Path]:
 
 
 def _refuse_with_resume(args: argparse.Namespace) -> None:
-    given = [
-        f"--{name}" for name in ("source", "validation", "out", "config", "set") if getattr(args, name)
-    ]
+    given = [f"--{name}" for name in ("source", "validation", "out", "config", "set") if getattr(args, name)]
     if given:
         raise KcdpError(
             f"--resume with {', '.join(given)}", "--resume alone: a run goes on as it was configured",

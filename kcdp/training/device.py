@@ -10,7 +10,7 @@ from kcdp.errors import KcdpError
 
 
 def resolve_device(name: str) -> torch.device:
-    """"auto" is a GPU where there is one. A device that was named and is not there is an error, never a fallback."""
+    """ "auto" is a GPU where there is one. A device that was named and is not there is an error, never a fallback."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -56,7 +56,9 @@ class RecordingProcessor:
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        q, k, v = (attn.head_to_batch_dim(x) for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)))
+        q, k, v = (
+            attn.head_to_batch_dim(x) for x in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )
         probabilities = attn.get_attention_scores(q, k)
         if encoder_hidden_states is not None:
             batch = hidden_states.shape[0]
@@ -175,7 +177,7 @@ def test_timestep_and_knowledge_change_the_features():
 def test_unsupported_parts_are_refused_by_name():
     with pytest.raises(KcdpError, match=r"class_embed_type = 'timestep'.*Stable Diffusion 1.x / 2.x"):
         DiffusionFeatures(make_unet(class_embed_type="timestep"), make_encoder(), tokens=TOKENS)
-    with pytest.raises(KcdpError, match="takes 9 latent channels, the autoencoder gives 4"):
+    with pytest.raises(KcdpError, match="takes 9 latent channels; expected 4, as the autoencoder gives"):
         DiffusionFeatures(make_unet(in_channels=9), make_encoder(), tokens=TOKENS)
     with pytest.raises(KcdpError, match="autoencoder of type Linear"):
         LatentEncoder(torch.nn.Linear(1, 1))

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from kcdp.decoding import FORMATS, decode, source_name
 from kcdp.errors import KcdpError
 from kcdp.preprocess import PreprocessSpec, to_rgb
-from kcdp.runtime.decoding import FORMATS, decode, source_name
 
 
 def gradient(mode: str = "RGB", size: tuple[int, int] = (24, 17)) -> Image.Image:
@@ -224,7 +224,7 @@ def test_flipped_bytes_never_raise_anything_else(name: str) -> None:
 
 def test_flipped_exif_never_raises_anything_else() -> None:
     exif = Image.Exif()
-    exif[0x0112], exif[0x010F], exif[0x011A] = 6, "maker", (72, 1)
+    exif[0x0112], exif[0x010F], exif[0x011A] = 6, "maker", 72.0
     exif.get_ifd(0x8769)[0x9000] = b"0232"
     sample = encoded(gradient(), "PNG", exif=exif.tobytes())
     start = sample.index(b"eXIf") + 4

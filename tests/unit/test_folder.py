@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from kcdp.data.folder import FolderDataset, classify, find_pictures, read_picture
+from kcdp.data.folder import FolderDataset, classify, find_pictures
 from kcdp.errors import KcdpError
 from kcdp.labels import LABELS
 
@@ -102,7 +102,8 @@ def test_a_file_is_not_a_folder(tmp_path):
 
 def test_empty_folder(tmp_path):
     message = fails(lambda: FolderDataset("x", tmp_path))
-    assert message == f"{tmp_path} holds no pictures; expected files ending in .png, .jpg, .jpeg, .webp, .gif, .bmp"
+    endings = ".apng, .bmp, .gif, .jfif, .jpe, .jpeg, .jpg, .png, .webp"
+    assert message == f"{tmp_path} holds no pictures; expected files ending in {endings}"
 
 
 @pytest.mark.parametrize("above", ["", "train/"])
@@ -145,7 +146,7 @@ def test_missing_picture(tmp_path):
     data = FolderDataset("x", tmp_path)
     path.unlink()
     message = fails(lambda: data.image(0))
-    assert message == f"the picture {path} is missing; put it back, or open the dataset again"
+    assert message == f"{path} does not exist; expected a picture file"
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp"])
@@ -158,31 +159,5 @@ def test_truncated_picture_fails_on_reading(tmp_path, suffix):
     assert data.image(0).size == (64, 64)
     path.write_bytes(whole[: len(whole) // 2])
     message = fails(lambda: data.image(0))
-    assert message.startswith(f"the picture {path} cannot be decoded (")
-    assert message.endswith("expected a whole picture file; replace it or take it out")
-
-
-def test_text_is_not_a_picture(tmp_path):
-    path = tmp_path / "a.png"
-    path.write_text("hello")
-    assert "cannot be decoded (not a picture); expected a whole picture file" in fails(lambda: read_picture(path))
-    assert "the picture archive:a.png cannot" in fails(lambda: read_picture(b"", "archive:a.png"))
-
-
-def test_exif_and_transparency_are_left_alone(tmp_path):
-    path = tmp_path / "a.png"
-    image = Image.new("RGBA", (4, 2), (1, 2, 3, 0))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image.save(path, exif=exif)
-    read = read_picture(path)
-    assert (read.mode, read.size, read.getexif()[0x0112]) == ("RGBA", (4, 2), 6)
-
-
-def test_animation_gives_its_first_frame_after_the_file_is_closed(tmp_path):
-    path = tmp_path / "a.gif"
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
-    frames[0].save(path, save_all=True, append_images=frames[1:])
-    image = read_picture(path)
-    path.unlink()
-    assert image.convert("RGB").getpixel((1, 1)) == (255, 0, 0)
+    assert message.startswith(f"{path} is truncated or damaged (")
+    assert message.endswith("expected a whole picture; copy it again")

@@ -243,7 +243,7 @@ def test_list_check_names_damaged_pictures(split_folder, capsys):
     (split_folder / "train/sad/b.png").write_bytes(b"nothing")
     assert run_command("list", "--check", f"folder:{split_folder}") == 1
     shown = capsys.readouterr()
-    assert "3 pictures decoded, 1 damaged" in shown.out and "train/sad/b.png cannot be decoded" in shown.err
+    assert "3 pictures decoded, 1 damaged" in shown.out and "train/sad/b.png is not a picture" in shown.err
 
 
 def test_list_help_names_every_kind_and_option(capsys):
