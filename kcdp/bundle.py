@@ -6,6 +6,7 @@ of every other file. The runtime opens a graph only after the hashes agree.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -175,8 +176,9 @@ class Bundle:
             KcdpError: not a bundle, made for a newer version, or a file is missing or was changed.
         """
         path = Path(path)
-        if not path.is_dir() or not (path / MANIFEST).is_file():
-            found = "a folder without manifest.json" if path.is_dir() else "a file" if path.exists() else "not there"
+        if not os.path.isfile(path / MANIFEST):
+            found = "a file" if os.path.isfile(path) else "not there"
+            found = "a folder without manifest.json" if os.path.isdir(path) else found
             raise KcdpError(
                 f"{path} is {found}", "a bundle folder", "make one with: python -m kcdp.export RUN --out NAME.kcdp"
             )
@@ -221,9 +223,9 @@ def write_bundle(
         The bundle, opened and checked like any other.
 
     Raises:
-        KcdpError: ``path`` exists and ``overwrite`` is False.
+        KcdpError: ``path`` exists and ``overwrite`` is False, or what stands there is not a bundle.
     """
-    with atomic_folder(path, overwrite=overwrite, marker=MODEL) as temporary:
+    with atomic_folder(path, overwrite=overwrite, marker=(MODEL, MANIFEST)) as temporary:
         fill(temporary)
         files = {
             file.name: {"sha256": sha256_file(file), "bytes": file.stat().st_size}
@@ -231,4 +233,5 @@ def write_bundle(
             if file.is_file()
         }
         write_json(temporary / MANIFEST, {**manifest.to_dict(), "files": files})
-    return Bundle.open(path)
+        written = Bundle.open(temporary).manifest  # before it takes the place of another
+    return Bundle(Path(path), written)

@@ -7,6 +7,7 @@ error that names the nearest valid one, and all errors are reported together.
 
 from __future__ import annotations
 
+import math
 import sys
 import types
 import typing
@@ -19,6 +20,35 @@ from kcdp.errors import KcdpError, nearest, require
 from kcdp.preprocess import PreprocessSpec
 
 PRESETS = Path(__file__).parent / "presets"
+
+#: table -> field -> (lowest, highest); of a list, every entry.
+_RANGES: Mapping[str, Mapping[str, tuple[float, float]]] = {
+    "model": {"timestep": (0, 999)},
+    "model.encoder": {"channels": (1, 4096), "blocks": (0, 64), "latent_channels": (1, 1024)},
+    "model.unet": {"channels": (1, 8192), "layers_per_block": (1, 64), "heads": (1, 256), "norm_groups": (1, 1024)},
+    "model.knowledge": {"tokens": (1, 4096), "width": (1, 16384)},
+    "model.head": {"pyramid_channels": (1, 8192), "experts": (1, 1024), "hidden": (1, 65536), "top_k": (1, 1024)},
+    "training": {
+        "epochs": (1, 10**6), "max_steps": (0, 10**9), "batch_size": (1, 10**6), "learning_rate": (1e-12, 10),
+        "weight_decay": (0, 100), "warmup_steps": (0, 10**9), "gradient_clip": (0, 10**6), "label_smoothing": (0, 1),
+        "balance_weight": (0, 10**6), "validate_every": (0, 10**9), "workers": (0, 1024), "seed": (0, 2**63 - 1),
+    },
+}  # fmt: skip
+
+
+def _check(table: str, values: Any, *more: str) -> None:
+    """One KcdpError with every value that is out of its range, and ``more``, where that is not empty."""
+    mistakes = []
+    for name, (low, high) in _RANGES[table].items():
+        value = getattr(values, name)
+        if not all(low <= v <= high for v in (value if isinstance(value, tuple) else (value,))):
+            mistakes.append(f"{table}.{name} is {_plain(value)!r}; expected {low} to {high}")
+    mistakes += filter(None, more)
+    if mistakes:
+        raise KcdpError(_SEPARATOR.join(mistakes))
+
+
+_SEPARATOR = " | "
 
 
 @dataclass(frozen=True)
@@ -41,6 +71,9 @@ class EncoderConfig:
     blocks: tuple[int, ...] = (1, 1, 1)
     latent_channels: int = 8
 
+    def __post_init__(self) -> None:
+        _check("model.encoder", self, "" if self.blocks else "model.encoder.blocks is empty; expected one or more")
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -61,11 +94,15 @@ class UNetConfig:
     norm_groups: int = 16
 
     def __post_init__(self) -> None:
-        if len(self.channels) != len(self.attention) or len(self.channels) != 4:
-            raise KcdpError(
-                f"model.unet.channels has {len(self.channels)} entries and model.unet.attention {len(self.attention)}",
-                "four of each",
-            )
+        entries, groups = (len(self.channels), len(self.attention)), max(1, self.norm_groups)
+        _check(
+            "model.unet", self,
+            "" if entries == (4, 4) else
+            f"model.unet.channels has {entries[0]} entries and attention {entries[1]}; expected four of each",
+            "" if not any(width % groups for width in self.channels) else
+            f"model.unet.norm_groups is {groups}; expected a divisor of all of model.unet.channels "
+            f"({', '.join(map(str, self.channels))})",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,6 +119,9 @@ class KnowledgeConfig:
     tokens: int = 154
     width: int = 768
 
+    def __post_init__(self) -> None:
+        _check("model.knowledge", self)
+
 
 @dataclass(frozen=True)
 class HeadConfig:
@@ -91,6 +131,8 @@ class HeadConfig:
         pyramid_channels: width of every pyramid level; v has four times as many entries.
         experts, hidden, top_k: number of experts, their hidden width, how many answer.
         renormalize: whether the chosen gates are brought back to a sum of 1 (the paper: no).
+        normalize_v: LayerNorm on v before the experts (the paper: no; a backbone made from scratch needs it,
+            or the gate settles on two experts before the features mean anything).
     """
 
     pyramid_channels: int = 256
@@ -98,10 +140,14 @@ class HeadConfig:
     hidden: int = 128
     top_k: int = 2
     renormalize: bool = False
+    normalize_v: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.top_k <= self.experts:
-            raise KcdpError(f"model.head.top_k is {self.top_k}", f"1 to the number of experts ({self.experts})")
+        _check(
+            "model.head", self,
+            "" if self.top_k <= self.experts else
+            f"model.head.top_k is {self.top_k}; expected at most the number of experts ({self.experts})",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -126,8 +172,7 @@ class ModelConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.timestep < 1000:
-            raise KcdpError(f"model.timestep is {self.timestep}", "0 to 999")
+        _check("model", self)
 
 
 @dataclass(frozen=True)
@@ -169,12 +214,7 @@ class TrainingConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise KcdpError(f"training.{name} is {getattr(self, name)!r}", "a number above 0")
-        for name in ("max_steps", "weight_decay", "warmup_steps", "gradient_clip", "balance_weight", "workers"):
-            if getattr(self, name) < 0:
-                raise KcdpError(f"training.{name} is {getattr(self, name)!r}", "0 or more")
+        _check("training", self)
 
 
 @dataclass(frozen=True)
@@ -239,6 +279,10 @@ def load_config(
     for override in overrides:
         _merge(merged, _parse_override(override))
     _merge(merged, data or {})
+    if merged["preset"] != preset:
+        raise KcdpError(
+            f"a setting names the preset {merged['preset']!r}", f"{preset!r}, as chosen", "choose it with --preset"
+        )
     return Config.from_dict(merged)
 
 
@@ -265,15 +309,15 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _parse_override(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
-    key = key.strip()
-    if not equals or not key:
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
         raise KcdpError(f"--set {text!r}", "key=value", "write for example --set training.epochs=3")
     try:
         parsed = _toml().loads(f"value = {value}")["value"]
     except _toml().TOMLDecodeError:
         parsed = value.strip()
     nested: Any = parsed
-    for part in reversed(key.split(".")):
+    for part in reversed(parts):
         nested = {part: nested}
     return nested
 
@@ -308,7 +352,7 @@ def _build(cls: type, data: Any, where: str, errors: list[str]) -> Any:
     try:
         return cls(**values)
     except KcdpError as error:
-        errors.append(str(error))
+        errors += str(error).split(_SEPARATOR)
     except TypeError as error:
         errors.append(f"{where}: {error}")
     return None
@@ -329,8 +373,10 @@ def _convert(hint: Any, value: Any, path: str, errors: list[str]) -> Any:
         if arguments[-1] is not Ellipsis and len(value) != len(arguments):
             errors.append(f"{path} has {len(value)} entries; expected {len(arguments)}")
         return tuple(_convert(inner, item, f"{path}[{i}]", errors) for i, item in enumerate(value))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
         return float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        errors.append(f"{path} is {value!r}; expected a finite number")
     if not isinstance(value, hint) or (hint in (int, float) and isinstance(value, bool)):
         names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
         errors.append(f"{path} is {value!r}; expected {names.get(hint, hint)}")

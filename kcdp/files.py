@@ -30,7 +30,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         KcdpError: ``path`` is a folder or a device, or its folder cannot be written to (disk full included).
     """
     path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not path.is_file():
         raise KcdpError(f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}", "the name of a file")
     make_folder(path.parent)
     with _writing(path):
@@ -50,18 +50,18 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | Path, *, overwrite: bool = False, marker: str = "") -> Iterator[Path]:
+def atomic_folder(path: str | Path, *, overwrite: bool = False, marker: str | tuple[str, ...] = ()) -> Iterator[Path]:
     """Yields a temporary folder beside ``path``; when the block ends well it becomes ``path``.
 
     Args:
-        overwrite: replace an existing folder, but only one that holds the file ``marker``: never a folder
-            that something else has made.
+        overwrite: replace an existing folder, but only one that holds the files named by ``marker``: never a
+            folder that something else has made.
 
     Raises:
         KcdpError: ``path`` exists and may not be replaced, or it cannot be written.
     """
     path = Path(os.path.realpath(path))
-    _check_replaceable(path, overwrite, marker)
+    _check_replaceable(path, overwrite, (marker,) if isinstance(marker, str) else marker)
     make_folder(path.parent)
     with _writing(path):
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -81,14 +81,15 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, marker: str = ""
     shutil.rmtree(retired, ignore_errors=True)
 
 
-def _check_replaceable(path: Path, overwrite: bool, marker: str) -> None:
-    if not path.exists():
+def _check_replaceable(path: Path, overwrite: bool, markers: tuple[str, ...]) -> None:
+    if not os.path.exists(path):  # not Path.exists, which raises where a folder above cannot be entered
         return
     if not overwrite:
         raise KcdpError(f"{path} exists already", "a new name", "choose another --out or add --overwrite")
-    if not (marker and (path / marker).is_file()):
+    absent = [name for name in markers if not os.path.isfile(path / name)]
+    if absent or not markers:
         raise KcdpError(
-            f"{path} exists and holds no {marker or 'known content'}", "a folder that kcdp made",
+            f"{path} exists and holds no {absent[0] if absent else 'known content'}", "a folder that kcdp made",
             "choose another --out; other folders are never overwritten",
         )  # fmt: skip
 

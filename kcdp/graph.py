@@ -36,8 +36,9 @@ class TensorSpec:
         """Raises TypeError or KeyError where ``data`` is not what ``dataclasses.asdict`` gave."""
         spec = cls(**{**data, "axes": tuple(data["axes"]), "shape": tuple(data["shape"])})
         lengths_are_whole = all(n is None or (isinstance(n, int) and n > 0) for n in spec.shape)
-        if len(spec.axes) != len(spec.shape) or not lengths_are_whole:
-            raise TypeError(f"axes {spec.axes} and shape {spec.shape}")
+        names_are_text = all(isinstance(name, str) for name in (spec.name, spec.dtype, *spec.axes))
+        if len(spec.axes) != len(spec.shape) or not lengths_are_whole or not names_are_text:
+            raise TypeError(f"name {spec.name}, dtype {spec.dtype}, axes {spec.axes}, shape {spec.shape}")
         return spec
 
 

@@ -130,7 +130,7 @@ def _hair_front(pen: Pen, p: Person, bend: tuple[float, float, float]) -> None:
     top = top[order]
     x = np.linspace(1, -1, 15)
     part = 0.5 * bend[0] if p.style in ("parted", "long") else 0.0
-    line = peak + (low - peak) * np.clip(np.abs(x - part), 0, 1) ** 3
+    line = peak + (low - peak) * np.maximum((x - part) / (1 - part), (part - x) / (1 + part)) ** 3
     if p.style in ("fringe", "curly"):
         line = line + 0.05 * np.sin(9 * x + 3 * bend[1]) * (1 - x**2)
     else:
@@ -286,7 +286,7 @@ def paint_person(pen: Pen, e: Expression, p: Person, rng: np.random.Generator) -
     _mouth(face, e, lay, p)
     for side in (-1, 1):
         _eye(face, e, lay, p, side)
-        hair = mix(p.hair, p.dark, 0.25) if p.style != "bald" else mix(p.dark, (30, 20, 15), 0.5)
+        hair = mix(mix(p.hair, p.dark, 0.3), (25, 15, 10), 0.3) if p.style != "bald" else mix(p.dark, (30, 20, 15), 0.5)
         face.taper(brow(e, lay, side), p.brow_width, p.brow_width, 0.3 * p.brow_width, hair)
     _hair_front(pen, p, bend)
     _extras(face, e, lay, p)

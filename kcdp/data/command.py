@@ -1,8 +1,9 @@
-"""``kcdp data``: fetches emoji artwork, and shows what a dataset string holds."""
+"""``kcdp data``: fetches emoji artwork, shows what a dataset string holds, and writes it as picture files."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ from kcdp.data.dataset import SPLITS, ImageDataset
 from kcdp.data.emoji import read_manifest
 from kcdp.data.emoji_fetch import ALL, fetch_emoji
 from kcdp.data.registry import COMMON, KINDS, native_splits, open_dataset, split_of
+from kcdp.data.write import FORMATS, write_pictures
 from kcdp.errors import KcdpError
 from kcdp.labels import LABELS
 
@@ -18,10 +20,17 @@ from kcdp.labels import LABELS
 TEST_STYLES = ("noto", "fluent-3d")
 EXIT_BAD_PICTURES = 1
 
+_WRITE_NOTES = """\
+layout: DIR/<class>/<name>.png, below DIR/<split>/ where the dataset has splits of its own; without labels the
+pictures lie straight in DIR. Labelled and unlabelled pictures are not mixed: add only=labelled or labelled=no.
+A dataset without splits of its own is divided by its keys, and files have other keys: to keep a division, write
+each split (split=train, ...) to a folder of its own.
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the subcommands ``emoji`` and ``list``."""
-    commands = parser.add_subparsers(dest="data_command", required=True, metavar="{emoji,list}")
+    """Adds the subcommands ``emoji``, ``list`` and ``write``."""
+    commands = parser.add_subparsers(dest="data_command", required=True, metavar="{emoji,list,write}")
     emoji = commands.add_parser("emoji", help="fetch face emoji in six artworks (needs npm and a network)")
     emoji.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
     emoji.add_argument("--size", type=int, default=256, metavar="N", help="side of the pictures (default: 256)")
@@ -36,6 +45,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     listing.add_argument("spec", metavar="SPEC", help="kind:PATH?option=value&option=value")
     listing.add_argument("--check", action="store_true", help="decode every picture and name the damaged ones")
+    writing = commands.add_parser(
+        "write",
+        help="write a dataset's pictures as files that folder: reads back",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_WRITE_NOTES,
+    )
+    writing.add_argument("spec", metavar="SPEC", help="kind:PATH?option=value, as for kcdp data list")
+    writing.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
+    writing.add_argument("--format", choices=tuple(FORMATS), default="png", help="both lossless (default: png)")
+    writing.add_argument("--overwrite", action="store_true", help="replace the folder an earlier call wrote")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -45,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
         0, or 1 when ``list --check`` found damaged pictures.
 
     Raises:
-        KcdpError: see ``fetch_emoji`` and ``open_dataset``.
+        KcdpError: see ``fetch_emoji``, ``open_dataset`` and ``write_pictures``.
     """
-    return {"emoji": _run_emoji, "list": _run_list}[args.data_command](args)
+    return {"emoji": _run_emoji, "list": _run_list, "write": _run_write}[args.data_command](args)
 
 
 def _run_emoji(args: argparse.Namespace) -> int:
@@ -57,7 +76,7 @@ def _run_emoji(args: argparse.Namespace) -> int:
         source = f"{about['package']} {about['version']}"
         print(f"{style:<12}{about['count']:>4} pictures  {source} ({about['licence']})")
     measured = [style for style in TEST_STYLES if style in styles] or styles
-    print(f'next: kcdp evaluate RUN --data "emoji:{out}?styles={",".join(measured)}&only=labelled"')
+    print(f'next: kcdp evaluate RUN --data "emoji:{out}?styles={",".join(measured)}&only=labelled" --out REPORT')
     return 0
 
 
@@ -75,6 +94,22 @@ def _run_list(args: argparse.Namespace) -> int:
             print(error, file=sys.stderr)
     print(f"{len(dataset) - damaged} pictures decoded, {damaged} damaged")
     return EXIT_BAD_PICTURES if damaged else 0
+
+
+def _run_write(args: argparse.Namespace) -> int:
+    out: Path = args.out.expanduser()
+    if "?" in str(out):
+        raise KcdpError(f"--out {out} holds a question mark", "a name that folder: can read", "choose another --out")
+    dataset = open_dataset(args.spec)
+    files = write_pictures(dataset, out, form=args.format, overwrite=args.overwrite)
+    counts = ", ".join(f"{name} {count}" for name, count in dataset.class_counts().items() if count)
+    print(f"{len(files)} pictures in {out} ({counts})")
+    recursive = " --recursive" if any("/" in file for file in files) else ""
+    tag = f"kcdp tag {shlex.quote(str(out))}{recursive} --model NAME.kcdp"
+    labelled = any(sample.label is not None for sample in dataset.samples)
+    evaluate = f"   or   kcdp evaluate RUN --data {shlex.quote(f'folder:{out}')} --out REPORT" if labelled else ""
+    print(f"next: {tag}{evaluate}")
+    return 0
 
 
 def describe(dataset: ImageDataset) -> str:

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kcdp.data.dataset import ImageDataset
 from kcdp.data.transforms import make_augmentation
+from kcdp.errors import KcdpError
 from kcdp.preprocess import PreprocessSpec
 
 CACHE_BYTES = 2 << 30
@@ -43,7 +44,8 @@ class TensorDataset(Dataset):
         picture = self._preprocessed(index)
         if self._augment is not None:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(_seed(self.seed, epoch, index))
+                # Not torch.manual_seed: it would also touch the GPUs' generators, and takes a hundred times longer.
+                torch.default_generator.manual_seed(_seed(self.seed, epoch, index))
                 picture = np.array(self._augment(Image.fromarray(picture)))
         return torch.from_numpy(picture), int(self.labels[index])
 
@@ -86,10 +88,20 @@ def _seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def training_batches(data: TensorDataset, batch_size: int, seed: int, start: int = 0, workers: int = 0) -> DataLoader:
-    """An endless loader of (uint8 [N, size, size, 3], int64 [N])."""
+def training_batches(
+    data: TensorDataset, batch_size: int, seed: int, start: int = 0, workers: int = 0
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless batches of (uint8 [N, size, size, 3], int64 [N]).
+
+    Raises:
+        KcdpError: a picture cannot be read, by this process or a worker.
+    """
     sampler = EpochSampler(len(data), batch_size, seed, start)
-    return DataLoader(data, batch_sampler=sampler, num_workers=workers, persistent_workers=False)
+    loader = DataLoader(data, batch_sampler=sampler, num_workers=workers, persistent_workers=False)
+    try:
+        yield from loader
+    except KcdpError as error:  # of a worker's error torch makes one whose text is the worker's whole traceback
+        raise KcdpError(error.received.rpartition("kcdp.errors.KcdpError: ")[2], error.expected, error.fix) from None
 
 
 def evaluation_batches(data: TensorDataset, batch_size: int, workers: int = 0) -> DataLoader:

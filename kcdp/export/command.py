@@ -9,6 +9,7 @@ import sys
 from kcdp.data.dataset import ImageDataset
 from kcdp.data.registry import open_dataset
 from kcdp.errors import KcdpError, require
+from kcdp.training import PACKAGES
 
 CHECK_PICTURES = 200
 
@@ -27,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export; 0 when the bundle is written, 1 when the parity gate failed."""
-    for module in ("torch", "onnx", "onnxscript", "onnxruntime"):
-        require(module, "export")
+    for package in (*PACKAGES, "onnx", "onnxscript", "onnxruntime"):
+        require(package, "export")
     from kcdp.export.exporter import ParityError, describe, export_run
     from kcdp.training.checkpoint import find_checkpoint, load_checkpoint
 
@@ -51,9 +52,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(facts))
         return 0
-    print(
-        f"{facts['bundle']}: {facts['bytes'] / 1e6:.1f} MB, {', '.join(facts['inputs'])} -> {', '.join(facts['outputs'])}"
-    )
+    signature = f"{', '.join(facts['inputs'])} -> {', '.join(facts['outputs'])}"
+    print(f"{facts['bundle']}: {facts['bytes'] / 1e6:.1f} MB, {signature}")
     print(f"next: kcdp tag PICTURES --model {facts['bundle']}")
     return 0
 

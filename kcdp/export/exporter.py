@@ -16,7 +16,7 @@ from kcdp.bundle import MODEL, Bundle, Manifest, write_bundle
 from kcdp.data.dataset import ImageDataset
 from kcdp.errors import KcdpError
 from kcdp.export.graph_export import OPSET, ExportModel, export_instrumented, keep_outputs
-from kcdp.export.parity import ParityReport, Reference, check_signature, compare, onnx_runner
+from kcdp.export.parity import ParityReport, Reference, check_signature, compare, compare_levels, onnx_runner
 from kcdp.files import make_folder, sha256_file
 from kcdp.graph import GraphSpec, tagging_graph
 from kcdp.labels import LABELS
@@ -88,19 +88,12 @@ def gate(work: Path, reference: Reference, graph: GraphSpec, manifest: Manifest,
 
     Levels come from the first, signature, logits and decisions from the second: the file that is shipped.
     """
-    instrumented = onnx_runner(work / "instrumented.onnx")
-    levels = compare(reference, instrumented, instrumented, progress=progress)
-    del instrumented
+    levels = compare_levels(reference, onnx_runner(work / "instrumented.onnx"), progress=progress)
     text = {k: v for k, v in manifest.to_dict().items() if k not in ("files", "parity")}
     metadata = {"kcdp.manifest": json.dumps(text, ensure_ascii=False)}
     keep_outputs(work / "instrumented.onnx", work / MODEL, tuple(t.name for t in graph.outputs), metadata)
-    shipped = compare(
-        reference, onnx_runner(work / MODEL), signature=check_signature(work / MODEL, graph), progress=progress
-    )
-    for batch, row in shipped.measured.items():
-        row["level_cosine"] = levels.measured[batch].get("level_cosine", {})
-    failures = (*shipped.failures, *(f for f in levels.failures if f not in shipped.failures))
-    return ParityReport(shipped.precision, shipped.pictures, shipped.tolerance, shipped.measured, failures)
+    signature = check_signature(work / MODEL, graph)
+    return compare(reference, onnx_runner(work / MODEL), levels, signature=signature, progress=progress)
 
 
 def make_manifest(path: Path, checkpoint: Checkpoint, graph: GraphSpec) -> Manifest:

@@ -5,6 +5,7 @@ In this order: names, dtypes, axes and shapes; finiteness; values; decisions. A 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ import onnxruntime
 import torch
 from tqdm import tqdm
 
-from kcdp.errors import KcdpError
+from kcdp.errors import KcdpError, nearest
 from kcdp.export.graph_export import ExportModel
 from kcdp.graph import TOLERANCES, GraphSpec, Tolerance
 
@@ -92,10 +93,10 @@ class Reference:
         }
 
 
-def onnx_runner(path: Path, threads: int = 0) -> Runner:
-    """Run an ONNX file on the CPU provider of ONNX Runtime: all outputs, by name."""
+def onnx_runner(path: Path) -> Runner:
+    """Run an ONNX file on the CPU provider of ONNX Runtime, on all cores: all outputs, by name."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = os.cpu_count() or 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
@@ -122,10 +123,36 @@ def _tensor_spec(value: Any) -> tuple[str, str, tuple[str | int, ...]]:
     return value.name, dtype, tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
 
 
+@dataclass(frozen=True)
+class LevelReport:
+    """Least cosine of every feature level, by batch size, and what failed."""
+
+    cosines: dict[str, dict[str, float]]
+    failures: tuple[str, ...]
+
+
+def compare_levels(
+    reference: Reference,
+    instrumented: Runner,
+    *,
+    precision: str = "float32",
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    progress: bool = False,
+) -> LevelReport:
+    """The feature levels of a graph that has them as outputs, on the first ``LEVEL_PICTURES`` pictures."""
+    failures: list[str] = []
+    cosines = {}
+    count = len(next(iter(reference.levels.values())))
+    for batch in batch_sizes:
+        levels = _run_all(instrumented, reference.images[:count], batch, f"levels, batch {batch}", progress)
+        cosines[str(batch)] = _compare_levels(reference.levels, levels, tolerance_of(precision), batch, failures)
+    return LevelReport(cosines, tuple(failures))
+
+
 def compare(
     reference: Reference,
     shipped: Runner,
-    instrumented: Runner | None = None,
+    levels: LevelReport | None = None,
     *,
     precision: str = "float32",
     signature: Sequence[str] = (),
@@ -137,27 +164,30 @@ def compare(
     Args:
         reference: the PyTorch model's outputs.
         shipped: runs the graph that is to be shipped; gives at least "logits".
-        instrumented: runs the same graph with the feature levels as outputs; None leaves levels out.
+        levels: what ``compare_levels`` found on the same graph; None leaves levels out.
         signature: failures of ``check_signature``, to be reported along.
 
     Raises:
         KcdpError: no tolerance is known for ``precision``, or there are no pictures.
     """
-    if precision not in TOLERANCES:
-        raise KcdpError(f"precision {precision!r}", f"one of {', '.join(TOLERANCES)}")
     if not len(reference.images):
         raise KcdpError("no pictures to check the graph on", "at least one", "name some with --check-images")
-    tolerance = TOLERANCES[precision]
     failures, measured = list(signature), {}
     for batch in batch_sizes:
         logits = _run_all(shipped, reference.images, batch, f"gate, batch {batch}", progress)["logits"]
-        row = _compare_logits(reference.logits, logits, tolerance, batch, failures)
-        if instrumented is not None:
-            count = len(next(iter(reference.levels.values())))
-            levels = _run_all(instrumented, reference.images[:count], batch, f"levels, batch {batch}", progress)
-            row["level_cosine"] = _compare_levels(reference.levels, levels, tolerance, batch, failures)
+        row = _compare_logits(reference.logits, logits, tolerance_of(precision), batch, failures)
+        if levels is not None:
+            row["level_cosine"] = levels.cosines[str(batch)]
         measured[str(batch)] = row
-    return ParityReport(precision, len(reference.images), tolerance, measured, tuple(failures))
+    failures += levels.failures if levels is not None else ()
+    return ParityReport(precision, len(reference.images), tolerance_of(precision), measured, tuple(failures))
+
+
+def tolerance_of(precision: str) -> Tolerance:
+    """Raises KcdpError for a precision without one."""
+    if precision not in TOLERANCES:
+        raise KcdpError(f"precision {precision!r}{nearest(precision, TOLERANCES)}", f"one of {', '.join(TOLERANCES)}")
+    return TOLERANCES[precision]
 
 
 def _run_all(runner: Runner, images: np.ndarray, batch: int, title: str, progress: bool) -> dict[str, np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import nn
 
 from kcdp.config import Config, EncoderConfig, ModelConfig
 from kcdp.errors import KcdpError
+from kcdp.files import read_json
 from kcdp.models.diffusion_features import DiffusionFeatures
 from kcdp.models.kadap import Kadap
 from kcdp.models.latents import LatentEncoder
@@ -48,7 +51,7 @@ def build_model(config: Config) -> Kadap:
             f"try {size // multiple * multiple or multiple}",
         )
     features.requires_grad_(config.model.train_backbone)
-    return model
+    return model.train()
 
 
 def build_features(config: ModelConfig) -> DiffusionFeatures:
@@ -109,28 +112,49 @@ def _scratch_encoder(config: EncoderConfig) -> nn.Module:
             encoder_block_out_channels=widths, num_encoder_blocks=config.blocks, latent_channels=config.latent_channels,
             decoder_block_out_channels=(8,), num_decoder_blocks=(1,),
         )  # fmt: skip
+    layers = config.blocks[0]
+    if layers < 1 or any(blocks != layers for blocks in config.blocks):
+        raise KcdpError(
+            f"model.encoder.blocks is {list(config.blocks)}",
+            "one number, 1 or more, repeated, for an encoder of kind kl",
+        )
     return AutoencoderKL(
-        block_out_channels=widths, down_block_types=("DownEncoderBlock2D",) * len(widths),
+        block_out_channels=widths, down_block_types=("DownEncoderBlock2D",) * len(widths), layers_per_block=layers,
         up_block_types=("UpDecoderBlock2D",) * len(widths), latent_channels=config.latent_channels,
-        norm_num_groups=min(16, config.channels),
+        norm_num_groups=math.gcd(16, config.channels),
     )  # fmt: skip
 
 
 def _load(kind: Any, source: str, subfolder: str) -> Any:
     """A local folder first; a hub name only where no such folder exists."""
     where = Path(source) / subfolder
-    if Path(source).exists():
-        if not (where / "config.json").is_file():
+    if os.path.exists(source):
+        if not os.path.isfile(where / "config.json"):
             raise KcdpError(f"{where} has no config.json", f"a {kind.__name__} in diffusers layout", "name its folder")
+        _check_kind(kind, where / "config.json")
         source, subfolder = str(where), ""
     elif source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise KcdpError(f"{source} does not exist", "a folder in diffusers layout (unet, vae)", "name its folder")
     try:
-        return kind.from_pretrained(source, subfolder=subfolder or None, low_cpu_mem_usage=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        module, report = kind.from_pretrained(
+            source, subfolder=subfolder or None, low_cpu_mem_usage=True, output_loading_info=True
+        )
+        if report["missing_keys"]:  # diffusers would leave them without any memory, and only warn
+            raise ValueError(f"its weights lack {sorted(report['missing_keys'])[0]}")
+        return module
+    except Exception as error:  # diffusers meets files from anywhere and raises nearly anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise KcdpError(
             f"{source}{'/' + subfolder if subfolder else ''} cannot be loaded ({reason})",
             f"a {kind.__name__} in diffusers layout",
             "name a local folder, or a hub name where there is a network",
         ) from None
+
+
+def _check_kind(kind: Any, path: Path) -> None:
+    """diffusers would build the kind asked for from any config, with default sizes for what is not in it."""
+    config = read_json(path)
+    found = config.get("_class_name", kind.__name__) if isinstance(config, dict) else f"a {type(config).__name__}"
+    if found != kind.__name__:
+        hint = "name another folder" + (" or set model.encoder.kind" if kind is not UNet2DConditionModel else "")
+        raise KcdpError(f"{path} describes {found}", kind.__name__, hint)

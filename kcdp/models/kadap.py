@@ -58,8 +58,10 @@ class Kadap(nn.Module):
         self.features = features
         self.knowledge = ConstantKnowledge(features.tokens, features.width)
         self.pyramid = FeaturePyramid(features.levels, head.pyramid_channels)
+        width = len(features.levels) * head.pyramid_channels
+        self.norm = nn.LayerNorm(width) if head.normalize_v else nn.Identity()
         self.moe = MixtureOfExperts(
-            len(features.levels) * head.pyramid_channels,
+            width,
             experts=head.experts, hidden=head.hidden, top_k=head.top_k, renormalize=head.renormalize,
         )  # fmt: skip
         self.low, self.high = value_range
@@ -70,5 +72,5 @@ class Kadap(nn.Module):
         scaled = scaled * ((self.high - self.low) / 255.0) + self.low
         levels = self.features(scaled, self.knowledge())
         v = pool_levels(self.pyramid(levels))
-        moe = self.moe(v)
+        moe = self.moe(self.norm(v))
         return KadapOutput(moe.logits, v, levels, moe)

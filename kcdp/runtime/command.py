@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from kcdp.errors import KcdpError
-from kcdp.files import atomic_file
+from kcdp.files import PICTURE_EXTENSIONS, atomic_file
 from kcdp.runtime.output import FORMATS, TEXT, TagWriter, display_width, make_writer, printable
-from kcdp.files import PICTURE_EXTENSIONS
 from kcdp.runtime.sources import find_pictures
 
 if TYPE_CHECKING:

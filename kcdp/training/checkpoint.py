@@ -7,6 +7,7 @@ of the latest step, with the optimiser's state, from which training goes on). Fr
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,10 @@ def save_checkpoint(
         "progress": json.dumps(progress, allow_nan=False),
     }
     with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # what it makes of a full disk
+            raise KcdpError(f"writing {path} failed ({error})", fix="free some space or choose another place") from None
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -68,8 +72,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         KcdpError: missing, damaged, or not one of ours.
     """
     path = Path(path)
-    if not path.is_file():
-        raise KcdpError(f"{path} does not exist", "a checkpoint", "train one with: kcdp train")
+    if not os.path.isfile(path):
+        found = "is a folder" if os.path.isdir(path) else "does not exist"
+        raise KcdpError(f"{path} {found}", "a checkpoint", "train one with: kcdp train")
     try:
         with safe_open(path, framework="pt") as handle:
             metadata = handle.metadata() or {}
@@ -78,12 +83,25 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise KcdpError(f"{path} is damaged ({error})", fix="take another checkpoint or train again") from None
+    config, progress = _read_metadata(path, metadata)
     return Checkpoint(
-        config=Config.from_dict(json.loads(metadata["config"])),
-        progress=json.loads(metadata["progress"]),
+        config=config,
+        progress=progress,
         model={k: v for k, v in tensors.items() if not k.startswith(_OPTIMIZER)},
         optimizer={k.removeprefix(_OPTIMIZER): v for k, v in tensors.items() if k.startswith(_OPTIMIZER)},
     )
+
+
+def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[Config, dict[str, Any]]:
+    try:
+        config, progress = (json.loads(metadata[key]) for key in ("config", "progress"))
+        if not isinstance(progress, dict):
+            raise ValueError("progress is no object")
+        return Config.from_dict(config), progress
+    except KcdpError as error:
+        raise KcdpError(f"{path}: {error}", fix="use the kcdp that wrote it") from None
+    except (KeyError, ValueError) as error:
+        raise KcdpError(f"{path} is damaged ({error!r})", fix="take another checkpoint or train again") from None
 
 
 def find_checkpoint(run: str | Path) -> Path:
@@ -93,12 +111,12 @@ def find_checkpoint(run: str | Path) -> Path:
         KcdpError: nothing there.
     """
     run = Path(run)
-    if run.is_file():
+    if os.path.isfile(run):
         return run
     for name in (BEST, LAST):
-        if (run / name).is_file():
+        if os.path.isfile(run / name):
             return run / name
-    found = "an empty run" if run.is_dir() else "not there"
+    found = "a folder without a checkpoint" if os.path.isdir(run) else "not there"
     raise KcdpError(f"{run} is {found}", f"a run folder with {BEST}, or a checkpoint", "train one with: kcdp train")
 
 
@@ -126,8 +144,24 @@ def optimizer_state(model: Kadap, optimizer: torch.optim.Optimizer) -> dict[str,
 
 
 def restore_optimizer(model: Kadap, optimizer: torch.optim.Optimizer, state: dict[str, torch.Tensor]) -> None:
-    """The inverse of ``optimizer_state``; parameters without a stored state start afresh."""
+    """The inverse of ``optimizer_state``; parameters without a stored state start afresh.
+
+    Raises:
+        KcdpError: the state is not AdamW's, or not that of this model.
+    """
+    by_parameter: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in state.items():
+        name, _, part = key.rpartition("/")
+        by_parameter.setdefault(name, {})[part] = value
     for name, parameter in model.named_parameters():
-        stored = {k.rsplit("/", 1)[1]: v for k, v in state.items() if k.rsplit("/", 1)[0] == name}
+        stored = by_parameter.pop(name, {})
+        shapes = {k: tuple(v.shape) for k, v in stored.items()}
+        moment = tuple(parameter.shape)
+        if stored and shapes != {"step": (), "exp_avg": moment, "exp_avg_sq": moment}:
+            raise KcdpError(
+                f"the optimiser's state of {name} is {shapes}", f"step, exp_avg, exp_avg_sq of {moment}", "train again"
+            )
         if stored:
             optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in stored.items()}
+    if by_parameter:
+        raise KcdpError(f"the optimiser's state has {min(by_parameter)}", "parameters of this model", "train again")

@@ -11,7 +11,8 @@ from kcdp import __version__
 from kcdp.data.dataset import ImageDataset
 from kcdp.data.registry import native_splits, open_dataset, parse_spec
 from kcdp.errors import KcdpError, require
-from kcdp.files import sha256_file
+from kcdp.files import make_folder, sha256_file
+from kcdp.training import PACKAGES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate in float32 on the full split, write the report, print a summary."""
-    require("torch", "train")
+    for package in (*PACKAGES, "matplotlib"):
+        require(package, "train")
     from kcdp.training.checkpoint import find_checkpoint, load_model
     from kcdp.training.device import resolve_device
     from kcdp.training.predict import predict_logits
@@ -39,13 +41,14 @@ def run(args: argparse.Namespace) -> int:
     model, checkpoint = load_model(args.run)
     _warn_if_trained_on(args.data, checkpoint.config.data.source)
     device = resolve_device(args.device)
+    make_folder(args.out)  # before the work, not after it
     logits = predict_logits(
         model.to(device), dataset, checkpoint.config.preprocess,
         device=device, batch_size=args.batch_size, progress="evaluate",
     )  # fmt: skip
     path = find_checkpoint(args.run)
     report: dict[str, Any] = {
-        "title": f"{path.parent.name}/{path.name} on {Path(args.data).name}",
+        "title": f"{path.resolve().parent.name}/{path.name} on {Path(args.data).name}",
         "data": args.data,
         "checkpoint": {"file": path.name, "sha256": sha256_file(path), "progress": checkpoint.progress},
         "kcdp": __version__,
@@ -70,9 +73,12 @@ def open_for_evaluation(data: str) -> ImageDataset:
 
 
 def _warn_if_trained_on(data: str, source: str) -> None:
+    if not source:  # trained without the command
+        return
     measured, trained = parse_spec(data), parse_spec(source)
     same = (measured.kind, measured.path, measured.own_options) == (trained.kind, trained.path, trained.own_options)
-    if same and measured.options.get("split") != "test" and not native_splits(open_dataset(data)):
+    split = measured.options.get("split", "test" if same and native_splits(open_dataset(data)) else "all")
+    if same and split in ("train", "all"):
         print("warning: this model was trained on some of these pictures; add split=test", file=sys.stderr)
 
 

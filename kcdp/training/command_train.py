@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kcdp.config import Config, load_config, preset_names
 from kcdp.data.dataset import ImageDataset
-from kcdp.data.loader import TensorDataset
 from kcdp.data.registry import open_dataset
 from kcdp.errors import KcdpError, require
 from kcdp.files import make_folder
+from kcdp.training import PACKAGES
+
+if TYPE_CHECKING:
+    from kcdp.data.loader import TensorDataset
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--preset", default="edge", help=f"one of {', '.join(preset_names())} (default: edge)")
+    parser.add_argument("--preset", help=f"one of {', '.join(preset_names())} (default: edge)")
     parser.add_argument("--source", metavar="SPEC", help='labelled pictures, such as "fer2013:PATH"')
     parser.add_argument("--validation", metavar="SPEC", default="", help="default: the source's own val split")
     parser.add_argument("--out", metavar="RUN", type=Path, help="run folder to make")
@@ -26,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and say what to run next."""
-    require("torch", "train")
+    for package in PACKAGES:
+        require(package, "train")
     from kcdp.training.checkpoint import LAST, load_checkpoint
     from kcdp.training.trainer import Trainer
 
@@ -58,6 +64,8 @@ def open_source(config: Config) -> tuple[TensorDataset, TensorDataset]:
     Raises:
         KcdpError: a dataset cannot be opened, or holds pictures without a label.
     """
+    from kcdp.data.loader import TensorDataset
+
     data, training = config.data, config.training
     source = open_dataset(data.source, split="train")
     validation = open_dataset(data.validation or _validation_of(data.source), split="val")
@@ -95,12 +103,14 @@ def _require_labels(name: str, dataset: ImageDataset) -> None:
 
 def _new_run(args: argparse.Namespace) -> tuple[Config, Path]:
     tables = {"data": {k: v for k, v in (("source", args.source), ("validation", args.validation)) if v}}
-    config = load_config(args.preset, args.config, args.set, tables)
+    config = load_config(args.preset or "edge", args.config, args.set, tables)
     if not config.data.source:
         raise KcdpError("no source given", 'labelled pictures, such as --source "fer2013:PATH"')
     if args.out is None:
         raise KcdpError("no --out given", "the run folder to make, such as --out runs/first")
-    if args.out.is_file() or (args.out.is_dir() and any(args.out.glob("*.safetensors"))):
+    if os.path.isfile(args.out):
+        raise KcdpError(f"{args.out} is a file", "a new folder", "choose another --out")
+    if os.path.isdir(args.out) and any(args.out.glob("*.safetensors")):
         raise KcdpError(
             f"{args.out} holds a run already", "a new folder", f"choose another --out, or --resume {args.out}"
         )
@@ -108,7 +118,7 @@ def _new_run(args: argparse.Namespace) -> tuple[Config, Path]:
 
 
 def _refuse_with_resume(args: argparse.Namespace) -> None:
-    given = [f"--{name}" for name in ("source", "validation", "out", "config", "set") if getattr(args, name)]
+    given = [f"--{name}" for name in ("preset", "source", "validation", "out", "config", "set") if getattr(args, name)]
     if given:
         raise KcdpError(
             f"--resume with {', '.join(given)}", "--resume alone: a run goes on as it was configured",

@@ -36,7 +36,7 @@ def plot_confusion(path: Path, confusion: np.ndarray, title: str) -> None:
     axes.set_yticks(range(len(LABELS)), [f"{name} ({n})" for name, n in zip(LABELS, totals[:, 0], strict=True)])
     axes.set_xlabel("predicted")
     axes.set_ylabel("true (pictures)")
-    axes.set_title(title, fontsize=10, wrap=True)
+    axes.set_title(title.replace("$", r"\$"), fontsize=10, wrap=True)  # between two dollars it would read formulas
     for row in range(len(LABELS)):
         for column in range(len(LABELS)):
             if confusion[row, column]:

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from kcdp.config import Config, TrainingConfig
 from kcdp.data.loader import EpochSampler, TensorDataset, training_batches
 from kcdp.errors import KcdpError
+from kcdp.files import atomic_file, make_folder
 from kcdp.labels import NUM_CLASSES
 from kcdp.models.build import build_model, load_trainable_state
 from kcdp.models.kadap import Kadap
@@ -28,6 +29,8 @@ from kcdp.training.checkpoint import BEST, LAST, Checkpoint, restore_optimizer, 
 from kcdp.training.device import autocast, autocast_dtype, resolve_device
 from kcdp.training.metrics import classification_metrics
 from kcdp.training.predict import predict_logits
+
+LOG = "log.jsonl"
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Progress:
         best_step: the step that gave it.
         seconds: time spent in training, over all resumptions.
         validation: the latest validation metrics.
+        validated: the step they were measured at.
     """
 
     step: int = 0
@@ -47,6 +51,11 @@ class Progress:
     best_step: int = 0
     seconds: float = 0.0
     validation: dict[str, Any] = field(default_factory=dict)
+    validated: int = 0
+
+
+class DivergedError(KcdpError):
+    """The loss is not a finite number; the weights that gave it are not worth keeping."""
 
 
 class Trainer:
@@ -56,7 +65,7 @@ class Trainer:
         config: everything that decides the result.
         source: augmented training pictures, all labelled.
         validation: pictures that choose the best checkpoint; no augmentation.
-        out: the run folder; holds ``best.safetensors``, ``last.safetensors`` and ``log.jsonl``.
+        out: the run folder, made if need be; holds ``best.safetensors``, ``last.safetensors`` and ``log.jsonl``.
         resume: the checkpoint to go on from.
     """
 
@@ -80,7 +89,7 @@ class Trainer:
         self.progress = Progress()
         if resume is not None:
             restore_optimizer(self.model, self.optimizer, resume.optimizer)
-            self.progress = Progress(**resume.progress)
+            self.progress = _read_progress(resume, out)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.class_weights = class_weights(source.labels, training.class_weighting).to(self.device)
         per_epoch = EpochSampler(len(source), training.batch_size, training.seed).batches_per_epoch
@@ -88,27 +97,31 @@ class Trainer:
         if training.max_steps:
             self.total_steps = min(self.total_steps, training.max_steps)
         self.validate_every = training.validate_every or per_epoch
+        make_folder(out)
 
     def run(self, stop_after: int | None = None) -> Progress:
         """Train to the end, or to step ``stop_after``, then save.
 
-        An interrupt (SIGINT, SIGTERM) saves ``last.safetensors`` and raises KeyboardInterrupt.
+        An interrupt (SIGINT, SIGTERM) saves ``last.safetensors`` and raises KeyboardInterrupt; so does a picture
+        that cannot be read, once a step is done.
 
         Raises:
             KcdpError: the loss is not finite, or a picture cannot be read.
         """
-        until = min(self.total_steps, stop_after or self.total_steps)
+        first, until = self.progress.step, min(self.total_steps, stop_after or self.total_steps)
         training = self.config.training
         batches = training_batches(
             self.source, training.batch_size, training.seed, self.progress.step, training.workers
         )
+        self._begin_log()
         bar = tqdm(total=self.total_steps, initial=self.progress.step, unit="step", desc="train", smoothing=0.05)
         with bar, interrupts_raise():
             started = time.perf_counter()
             try:
-                iterator = iter(batches)
+                if self._validation_due():  # an interrupt had come before it
+                    self.validate()
                 while self.progress.step < until:
-                    images, labels = next(iterator)
+                    images, labels = next(batches)
                     losses = self.train_step(images, labels)
                     bar.update()
                     now = time.perf_counter()
@@ -116,13 +129,16 @@ class Trainer:
                     started = now
                     if self.progress.step % 10 == 0 or self.progress.step == until:
                         bar.set_postfix(loss=f"{losses['loss']:.3f}", best=f"{self.progress.best:.3f}")
-                        self._log({"step": self.progress.step, "lr": self._learning_rate(), **losses})
-                    if self.progress.step % self.validate_every == 0 or self.progress.step == self.total_steps:
+                        self._log({"step": self.progress.step, "lr": self.optimizer.param_groups[0]["lr"], **losses})
+                    if self._validation_due():
                         self.validate()
-            except KeyboardInterrupt:
-                self.save_last()
+            except DivergedError:
                 raise
-        if self.progress.step % self.validate_every and self.progress.step != self.total_steps:
+            except (KeyboardInterrupt, KcdpError) as error:
+                if self.progress.step > first or isinstance(error, KeyboardInterrupt):
+                    self.save_last()
+                raise
+        if self.progress.step != self.progress.validated:  # a validation has saved it
             self.save_last()
         return self.progress
 
@@ -139,38 +155,45 @@ class Trainer:
         balance = balance_loss(output.moe, self.config.model.head.top_k)
         loss = classification + training.balance_weight * balance.float()
         if not math.isfinite(loss.item()):
-            raise KcdpError(
+            raise DivergedError(
                 f"the loss is {loss.item()} at step {self.progress.step + 1}", "a finite number",
-                f"lower training.learning_rate (now {training.learning_rate}); the last good state is in {self.out}",
+                f"start a new run with a lower training.learning_rate (now {training.learning_rate})",
             )  # fmt: skip
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         if training.gradient_clip:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self._trained(), training.gradient_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.progress.step += 1
+        with interrupts_deferred():  # weights, their optimiser state and the step count change together
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.progress.step += 1
         return {"loss": loss.item(), "classification": classification.item(), "balance": balance.item()}
 
     def validate(self) -> None:
         """Measure on the validation pictures, keep the best model, save the latest state."""
         logits = predict_logits(
             self.model, self.validation, self.config.preprocess,
-            device=self.device, dtype=self.dtype, batch_size=128, progress="validate",
+            device=self.device, dtype=self.dtype, batch_size=2 * self.config.training.batch_size, progress="validate",
         )  # fmt: skip
         metrics = classification_metrics(self.validation.labels, logits.argmax(1))
         keep = ("n", "accuracy", "balanced_accuracy", "macro_f1", "recall", "constant_baseline")
-        self.progress.validation = {k: metrics[k] for k in keep}
-        self._log({"step": self.progress.step, "validation": self.progress.validation})
-        if metrics["balanced_accuracy"] > self.progress.best:
-            self.progress.best, self.progress.best_step = metrics["balanced_accuracy"], self.progress.step
-            save_checkpoint(self.out / BEST, self.model, self.config, vars(self.progress))
+        step = self.progress.step
+        progress = replace(self.progress, validation={k: metrics[k] for k in keep}, validated=step)
+        if metrics["balanced_accuracy"] > progress.best:
+            progress.best, progress.best_step = metrics["balanced_accuracy"], step
+            save_checkpoint(self.out / BEST, self.model, self.config, vars(progress))
+        self.progress = progress  # not before: an interrupted validation is done again
+        self._log({"step": step, "validation": progress.validation})
         self.save_last()
 
     def save_last(self) -> None:
         """Everything needed to go on from here."""
         save_checkpoint(self.out / LAST, self.model, self.config, vars(self.progress), self.optimizer)
+
+    def _validation_due(self) -> bool:
+        step = self.progress.step
+        return step > self.progress.validated and (step % self.validate_every == 0 or step == self.total_steps)
 
     def _learning_rate(self) -> float:
         training = self.config.training
@@ -179,10 +202,36 @@ class Trainer:
     def _trained(self) -> list[torch.nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
 
+    def _begin_log(self) -> None:
+        """Leave in the log only the steps that are not done again: none of them in a new run."""
+        path = self.out / LOG
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        with atomic_file(path) as temporary:
+            kept = [line for line in lines if _step_of(line) <= self.progress.step]
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
     def _log(self, row: dict[str, Any]) -> None:
         row = {**row, "seconds": round(self.progress.seconds, 2)}
-        with (self.out / "log.jsonl").open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row) + "\n")
+        try:
+            with (self.out / LOG).open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise KcdpError(f"writing {self.out / LOG} failed ({error.strerror})", fix="free some space") from None
+
+
+def _read_progress(resume: Checkpoint, out: Path) -> Progress:
+    try:
+        return Progress(**resume.progress)
+    except TypeError as error:
+        raise KcdpError(f"{out / LAST}: {error}", fix="use the kcdp that wrote it") from None
+
+
+def _step_of(line: str) -> float:
+    """The step of a row of the log; infinite for what is not a row."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def make_optimizer(model: Kadap, training: TrainingConfig) -> torch.optim.AdamW:
@@ -228,3 +277,24 @@ def interrupts_raise() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Holds SIGINT and SIGTERM back until the block has ended (main thread only)."""
+    caught: list[int] = []
+    try:
+        before = {
+            number: signal.signal(number, lambda number, _frame: caught.append(number))
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+    except ValueError:  # not the main thread: signals do not arrive here
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+    if caught:
+        signal.raise_signal(caught[0])

@@ -363,7 +363,7 @@ def test_command_prints_what_to_do_next(store, tmp_path, capsys):
     assert command.run(args) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["fluent-3d", "3", "pictures", "@lobehub/fluent-emoji-3d", "1.2.3", "(MIT)"]
-    assert lines[-1] == f'next: kcdp evaluate RUN --data "emoji:{out}?styles=fluent-3d&only=labelled"'
+    assert lines[-1] == f'next: kcdp evaluate RUN --data "emoji:{out}?styles=fluent-3d&only=labelled" --out REPORT'
     assert len(open_dataset(lines[-1].split('"')[1])) == 2
 
 

@@ -1,0 +1,259 @@
+"""The export, its parity gate, and the gate's failing twins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from kcdp.bundle import Bundle
+from kcdp.cli import main
+from kcdp.config import load_config
+from kcdp.data.registry import open_dataset
+from kcdp.errors import KcdpError
+from kcdp.export import exporter
+from kcdp.export.graph_export import ExportModel, export_instrumented, keep_outputs
+from kcdp.export.parity import Reference, check_signature, compare, compare_levels, onnx_runner
+from kcdp.graph import tagging_graph
+from kcdp.models.build import build_model
+from kcdp.runtime import Tagger
+from kcdp.training.checkpoint import load_model, save_checkpoint
+
+SIZE = 32
+SOURCE = "synthetic:photos?n=120&size=48"
+
+
+def decisive(config, dataset):
+    """An untrained model whose answers are centred and scaled on some pictures, so that decisions differ."""
+    model = build_model(config).eval()
+    images = torch.from_numpy(config.preprocess.apply_batch([dataset.image(i) for i in range(min(24, len(dataset)))]))
+    with torch.no_grad():
+        for _ in range(3):  # the gate weighs each expert's bias, so centring takes a few rounds
+            output = model(images)
+            chosen = (output.moe.gates * output.moe.chosen).sum(1).mean()
+            model.moe.answer_bias -= output.logits.mean(0) / chosen
+        scale = 1.0 / output.logits.std(0).mean()
+        model.moe.answer_weight *= scale
+        model.moe.answer_bias *= scale
+    return model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    config = load_config("tiny", data={"data": {"source": SOURCE}})
+    model = decisive(config, open_dataset("synthetic:stickers?n=23&size=48"))
+    save_checkpoint(folder / "best.safetensors", model, config, {"step": 0})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exportable(run):
+    return ExportModel(load_model(run)[0])
+
+
+@pytest.fixture(scope="module")
+def images(run):
+    spec = load_config("tiny").preprocess
+    dataset = open_dataset("synthetic:stickers?n=23&size=48")
+    return spec.apply_batch([dataset.image(i) for i in range(len(dataset))])
+
+
+@pytest.fixture(scope="module")
+def graphs(exportable, tmp_path_factory):
+    """instrumented.onnx and model.onnx of the same model."""
+    folder = tmp_path_factory.mktemp("graphs")
+    export_instrumented(exportable, SIZE, folder / "instrumented.onnx")
+    keep_outputs(folder / "instrumented.onnx", folder / "model.onnx", ("logits",), {"note": "test"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(exportable, images):
+    return Reference(exportable, images)
+
+
+def test_gate_passes_on_a_faithful_graph(graphs, reference, images):
+    levels = compare_levels(reference, onnx_runner(graphs / "instrumented.onnx"))
+    signature = check_signature(graphs / "model.onnx", tagging_graph(SIZE))
+    report = compare(reference, onnx_runner(graphs / "model.onnx"), levels, signature=signature)
+    assert report.passed, report.failures
+    assert report.pictures == len(images) == 23
+    assert set(report.measured) == {"1", "5"}
+    for row in report.measured.values():
+        assert row["decisions"] == 1.0
+        assert row["logits_max_abs"] < 1e-4
+        assert set(row["level_cosine"]) == {"s4", "s8", "s16", "s32"}
+    assert len(set(reference.logits.argmax(1))) > 1, "decisions of one class only would prove little"
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_reference_is_the_model_itself(exportable, reference, images):
+    with torch.no_grad():
+        output = exportable.model(torch.from_numpy(images[:3]))
+    np.testing.assert_allclose(reference.logits[:3], output.logits.numpy(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(reference.levels["s8"][:3], output.levels["s8"].numpy(), rtol=1e-4, atol=1e-5)
+
+
+def perturbed(path, target, change):
+    """A copy of a graph with one float weight changed: the largest convolution kernel."""
+    model = onnx.load(str(path))
+    kernels = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    tensor = max((t for t in model.graph.initializer if t.name in kernels), key=lambda t: len(t.raw_data))
+    weights = numpy_helper.to_array(tensor).copy()
+    change(weights)
+    tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
+    onnx.save(model, str(target))
+    return target
+
+
+def one_weight(weights):
+    weights[0, 0, 1, 1] += 1.0  # the middle: at the coarsest level the others meet nothing but padding
+
+
+def not_a_number(weights):
+    weights[0, 0, 1, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"), [(one_weight, "differ by up to"), (not_a_number, "logits that are not finite")]
+)
+def test_gate_fails_on_one_perturbed_weight(graphs, reference, tmp_path, change, expected):
+    broken = perturbed(graphs / "instrumented.onnx", tmp_path / "broken.onnx", change)
+    levels = compare_levels(reference, onnx_runner(broken))
+    report = compare(reference, onnx_runner(broken), levels)
+    assert not report.passed
+    assert any(expected in failure for failure in report.failures), report.failures
+    assert any("level s" in failure and "cosine" in failure for failure in report.failures), report.failures
+
+
+def test_gate_fails_on_a_flipped_decision_and_on_a_wrong_shape(reference):
+    good = dict(zip(map(bytes, reference.images), reference.logits, strict=True))
+
+    def flipped(batch):
+        logits = np.stack([good[bytes(image)] for image in batch])
+        first = np.array([bytes(image) == bytes(reference.images[0]) for image in batch])
+        logits[first] = np.roll(logits[first], 1, axis=1)
+        return {"logits": logits}
+
+    report = compare(reference, flipped)
+    assert any("decisions agree, needed 100.00%" in failure for failure in report.failures)
+    report = compare(reference, lambda batch: {"logits": np.zeros((len(batch), 5), np.float32)})
+    assert any("have shape (23, 5); expected (23, 6)" in failure for failure in report.failures)
+
+
+def test_gate_fails_on_wrong_scaling_of_the_input(graphs, reference):
+    right = onnx_runner(graphs / "model.onnx")
+    report = compare(reference, lambda batch: right(255 - batch))
+    assert not report.passed
+
+
+def test_signature_differences_are_named(graphs):
+    assert check_signature(graphs / "model.onnx", tagging_graph(SIZE)) == []
+    (failure,) = check_signature(graphs / "model.onnx", tagging_graph(64))
+    assert "inputs are" in failure and "64" in failure
+    (failure,) = check_signature(graphs / "instrumented.onnx", tagging_graph(SIZE))
+    assert failure.startswith("outputs are [('logits'") and "'s4'" in failure
+
+
+def test_no_pictures_and_unknown_precision_are_refused(graphs, reference, exportable):
+    runner = onnx_runner(graphs / "model.onnx")
+    with pytest.raises(KcdpError, match="precision 'float23' \\(did you mean 'float32'"):
+        compare(reference, runner, precision="float23")
+    reference_of_none = Reference.__new__(Reference)
+    reference_of_none.images = np.empty((0, SIZE, SIZE, 3), np.uint8)
+    with pytest.raises(KcdpError, match="no pictures to check the graph on"):
+        compare(reference_of_none, runner)
+
+
+def test_command_writes_a_bundle_that_says_what_it_is(run, tmp_path, capsys):
+    out = tmp_path / "model.kcdp"
+    assert main(["export", str(run), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[-1] == f"next: kcdp tag PICTURES --model {out}"
+    manifest = Bundle.open(out).manifest
+    assert manifest.parity["passed"] is True
+    assert manifest.parity["data"] == SOURCE
+    assert manifest.parity["pictures"] == 8
+    assert manifest.configuration["data"]["source"] == SOURCE
+    assert manifest.producers["torch"] == torch.__version__.split("+")[0]
+    assert len(manifest.source["sha256"]) == 64
+    inside = {p.key: p.value for p in onnx.load(str(out / "model.onnx")).metadata_props}
+    assert json.loads(inside["kcdp.manifest"])["labels"] == list(manifest.labels)
+    assert [p.name for p in out.parent.iterdir()] == ["model.kcdp"], "nothing is left behind"
+
+
+def test_tagger_answers_like_the_trained_model(run, tmp_path):
+    out = tmp_path / "model.kcdp"
+    assert main(["export", str(run), "--out", str(out), "--json"]) == 0
+    model, checkpoint = load_model(run)
+    dataset = open_dataset("synthetic:stickers?n=12&size=80")
+    pictures = [dataset.image(i) for i in range(len(dataset))]
+    with torch.inference_mode():
+        logits = model(torch.from_numpy(checkpoint.config.preprocess.apply_batch(pictures))).logits
+    want = torch.softmax(logits, 1).numpy()
+    with Tagger.load(out, batch_size=5) as tagger:
+        tags = tagger.tag(pictures)
+    got = np.array([list(tag.scores.values()) for tag in tags])
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert [tag.label for tag in tags] == [list(tag.scores)[i] for tag, i in zip(tags, want.argmax(1), strict=True)]
+
+
+def test_command_fails_and_writes_nothing_when_the_gate_fails(run, tmp_path, monkeypatch, capsys):
+    def perturbing(model, size, path, opset=20):
+        export_instrumented(model, size, path, opset)
+        perturbed(path, path, one_weight)
+
+    monkeypatch.setattr(exporter, "export_instrumented", perturbing)
+    out = tmp_path / "model.kcdp"
+    assert main(["export", str(run), "--out", str(out)]) == 1
+    captured = capsys.readouterr()
+    assert "failed the parity gate" in captured.err and "Traceback" not in captured.err
+    assert "FAILED" in captured.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_errors_are_one_line(run, tmp_path, capsys):
+    existing = tmp_path / "old.kcdp"
+    existing.mkdir()
+    (existing / "thesis.tex").write_text("precious")
+    cases = {
+        ("export", str(tmp_path / "none"), "--out", "x.kcdp"): "is not there; expected a run folder",
+        ("export", str(run), "--out", str(existing)): "exists already; expected a new name",
+        ("export", str(run), "--out", str(existing), "--overwrite"): "other folders are never overwritten",
+        ("export", str(run), "--out", str(tmp_path / "y"), "--check-images", "folder:gone"): "gone does not exist",
+    }
+    for argv, message in cases.items():
+        assert main(list(argv)) == 2, argv
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1, error
+    assert (existing / "thesis.tex").read_text() == "precious"
+
+
+def test_check_images_fall_back_with_a_hint(tmp_path, capsys):
+    config = load_config("tiny", data={"data": {"source": "folder:gone"}})
+    save_checkpoint(tmp_path / "best.safetensors", build_model(config), config, {"step": 0})
+    assert main(["export", str(tmp_path), "--out", str(tmp_path / "x.kcdp")]) == 2
+    assert "name others with --check-images SPEC" in capsys.readouterr().err
+
+
+@pytest.mark.data
+def test_gate_on_200_real_photographs_with_the_edge_preset(tmp_path):
+    """Preset edge, 200 FER-2013 faces, batch 1 and 5; weights untrained, answers scaled to be decisive."""
+    archive = "../shared/data/fer2013.zip"
+    if not Path(archive).exists():
+        pytest.skip(f"{archive} is not there")
+    config = load_config("edge", data={"data": {"source": f"fer2013:{archive}"}})
+    faces = open_dataset(config.data.source, split="val")
+    save_checkpoint(tmp_path / "best.safetensors", decisive(config, faces), config, {"step": 0})
+    assert main(["export", str(tmp_path), "--out", str(tmp_path / "edge.kcdp")]) == 0
+    parity = Bundle.open(tmp_path / "edge.kcdp").manifest.parity
+    assert parity["pictures"] == 200
+    for batch in ("1", "5"):
+        assert parity["batch_sizes"][batch]["decisions"] == 1.0
+        assert parity["batch_sizes"][batch]["logits_max_abs"] <= 1e-4

@@ -1,0 +1,141 @@
+"""``kcdp``: the table of commands, help, exit statuses, and mistakes in one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import subprocess
+import sys
+import types
+
+import pytest
+
+import kcdp
+from kcdp.cli import COMMANDS, main, run_module
+from kcdp.errors import KcdpError
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """``command(function)``: makes ``kcdp probe [--number N]`` call ``function(args)``."""
+
+    def install(run) -> None:
+        module = types.ModuleType("kcdp_probe")
+        module.add_arguments = lambda parser: parser.add_argument("--number", type=int, default=0)
+        module.run = run
+        monkeypatch.setitem(sys.modules, "kcdp_probe", module)
+        monkeypatch.setitem(COMMANDS, "probe", ("kcdp_probe", "a command of this test"))
+
+    return install
+
+
+def raises(error: BaseException):
+    def run(args: argparse.Namespace) -> int:
+        raise error
+
+    return run
+
+
+def stops(*argv: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    return stopped.value.code
+
+
+def test_no_arguments_print_the_help(capsys):
+    assert main([]) == 2
+    shown = capsys.readouterr()
+    assert shown.err == "" and shown.out.startswith("usage: kcdp COMMAND")
+    for name, (_, help_text) in COMMANDS.items():
+        assert f"  {name} " in shown.out and help_text in shown.out
+
+
+def test_help_is_no_mistake(capsys):
+    assert stops("--help") == 0
+    assert "commands:" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert stops("--version") == 0
+    assert capsys.readouterr().out == f"kcdp {kcdp.__version__}\n"
+
+
+def test_unknown_command_names_the_known_ones(capsys):
+    assert stops("trian") == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and "invalid choice: 'trian'" in shown.err
+    assert all(name in shown.err for name in COMMANDS)
+
+
+def test_options_come_after_the_command(capsys):
+    assert stops("--model", "x") == 2
+    assert "kcdp: error: " in capsys.readouterr().err
+
+
+def test_the_table_is_whole():
+    assert set(COMMANDS) >= {"data", "train", "evaluate", "export", "tag"}
+    for name, (module, help_text) in COMMANDS.items():
+        loaded = importlib.import_module(module)
+        assert callable(loaded.add_arguments) and callable(loaded.run), name
+        assert help_text and "\n" not in help_text and module.startswith("kcdp.")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name, capsys):
+    assert stops(name, "--help") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: kcdp {name} ") and COMMANDS[name][1] in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("module", ["kcdp", "kcdp.export", "kcdp.runtime"])
+def test_python_dash_m(module):
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.startswith("usage: ")
+
+
+def test_a_command_gets_its_arguments_and_gives_its_status(command):
+    command(lambda args: args.number)
+    assert [main(["probe", "--number", n]) for n in ("0", "1")] == [0, 1]
+
+
+def test_wrong_arguments_are_the_commands_own_mistake(command, capsys):
+    command(lambda args: 0)
+    assert stops("probe", "--number", "many") == 2
+    assert "kcdp probe: error: argument --number: invalid int value: 'many'" in capsys.readouterr().err
+
+
+def test_a_mistake_is_one_line_and_status_2(command, capsys):
+    command(raises(KcdpError("the size\nis 0", "1 or more", "change it")))
+    assert main(["probe"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err == "kcdp: error: the size is 0; expected 1 or more; change it\n"
+
+
+def test_an_interrupt_is_status_130(command, capsys):
+    command(raises(KeyboardInterrupt()))
+    assert main(["probe"]) == 130
+    assert capsys.readouterr().err == "kcdp: interrupted\n"
+
+
+def test_a_fault_of_the_program_is_not_hidden(command):
+    command(raises(ZeroDivisionError("a bug")))
+    with pytest.raises(ZeroDivisionError):
+        main(["probe"])
+
+
+def test_run_module_has_its_own_name(command, capsys):
+    command(lambda args: args.number)
+    assert run_module("kcdp_probe", "python -m probe", "what it does", ["--number", "3"]) == 3
+    with pytest.raises(SystemExit):
+        run_module("kcdp_probe", "python -m probe", "what it does", ["--help"])
+    assert capsys.readouterr().out.startswith("usage: python -m probe ")
+
+
+def test_a_reader_that_has_gone_away_is_no_mistake():
+    lines = "[print('x' * 99) for _ in range(9999)] and 0"
+    probe = f"import sys; from kcdp.cli import guarded; sys.exit(guarded(lambda: {lines}))"
+    with subprocess.Popen([sys.executable, "-c", probe], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait(30) == 0
