@@ -14,6 +14,7 @@ from kcdp.errors import KcdpError
 #: subcommand -> (module with ``add_arguments`` and ``run``, one-line help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("kcdp.data.command", "get, list and check pictures"),
+    "knowledge": ("kcdp.knowledge.command", "put pictures into words that steer the model"),
     "train": ("kcdp.training.command_train", "train a model"),
     "evaluate": ("kcdp.training.command_evaluate", "measure a trained model on a dataset"),
     "export": ("kcdp.export.command", "turn a trained model into a bundle (also: python -m kcdp.export)"),

@@ -21,17 +21,17 @@ from kcdp.preprocess import PreprocessSpec
 
 PRESETS = Path(__file__).parent / "presets"
 
-#: table -> field -> (lowest, highest); of a list, every entry.
-_RANGES: Mapping[str, Mapping[str, tuple[float, float]]] = {
+#: table -> field -> (lowest, highest), None where there is no highest; of a list, every entry.
+_RANGES: Mapping[str, Mapping[str, tuple[float, float | None]]] = {
     "model": {"timestep": (0, 999)},
     "model.encoder": {"channels": (1, 4096), "blocks": (0, 64), "latent_channels": (1, 1024)},
     "model.unet": {"channels": (1, 8192), "layers_per_block": (1, 64), "heads": (1, 256), "norm_groups": (1, 1024)},
     "model.knowledge": {"tokens": (1, 4096), "width": (1, 16384)},
     "model.head": {"pyramid_channels": (1, 8192), "experts": (1, 1024), "hidden": (1, 65536), "top_k": (1, 1024)},
     "training": {
-        "epochs": (1, 10**6), "max_steps": (0, 10**9), "batch_size": (1, 10**6), "learning_rate": (1e-12, 10),
-        "weight_decay": (0, 100), "warmup_steps": (0, 10**9), "gradient_clip": (0, 10**6), "label_smoothing": (0, 1),
-        "balance_weight": (0, 10**6), "validate_every": (0, 10**9), "workers": (0, 1024), "seed": (0, 2**63 - 1),
+        "epochs": (1, None), "max_steps": (0, None), "batch_size": (1, None), "learning_rate": (1e-12, 10),
+        "weight_decay": (0, 100), "warmup_steps": (0, None), "gradient_clip": (0, None), "label_smoothing": (0, 1),
+        "balance_weight": (0, None), "validate_every": (0, None), "workers": (0, 1024), "seed": (0, 2**63 - 1),
     },
 }  # fmt: skip
 
@@ -41,8 +41,10 @@ def _check(table: str, values: Any, *more: str) -> None:
     mistakes = []
     for name, (low, high) in _RANGES[table].items():
         value = getattr(values, name)
-        if not all(low <= v <= high for v in (value if isinstance(value, tuple) else (value,))):
-            mistakes.append(f"{table}.{name} is {_plain(value)!r}; expected {low} to {high}")
+        entries = value if isinstance(value, tuple) else (value,)
+        if not all(low <= entry <= (entry if high is None else high) for entry in entries):
+            expected = f"{low} or more" if high is None else f"{low} to {high}"
+            mistakes.append(f"{table}.{name} is {_plain(value)!r}; expected {expected}")
     mistakes += filter(None, more)
     if mistakes:
         raise KcdpError(_SEPARATOR.join(mistakes))
@@ -131,8 +133,8 @@ class HeadConfig:
         pyramid_channels: width of every pyramid level; v has four times as many entries.
         experts, hidden, top_k: number of experts, their hidden width, how many answer.
         renormalize: whether the chosen gates are brought back to a sum of 1 (the paper: no).
-        normalize_v: LayerNorm on v before the experts (the paper: no; a backbone made from scratch needs it,
-            or the gate settles on two experts before the features mean anything).
+        normalize_v: batch normalisation of v before the experts (the paper: no; a backbone made from scratch
+            needs it, or the gate settles on two experts before the features mean anything).
     """
 
     pyramid_channels: int = 256
@@ -188,7 +190,7 @@ class TrainingConfig:
         class_weighting: "none", "sqrt" or "balanced": weights 1, n^-1/2 or n^-1, mean 1 over samples.
         label_smoothing: 0..1.
         balance_weight: weight of the expert-balance loss.
-        augmentation: "none", "light" (crop, flip) or "strong" (and colour, RandAugment, erasing).
+        augmentation: "none", "light" (crop, flip) or "strong" (and RandAugment, colour, cutting out, erasing).
         mixed_precision: "auto" takes bf16 or fp16 where the device has it, "no", "bf16", "fp16".
         validate_every: steps between validations; 0: once per epoch.
         workers: processes that read pictures; 0: the training process itself.

@@ -5,6 +5,7 @@ Only numpy and Pillow. What the device sees is therefore byte for byte what eval
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -147,3 +148,15 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255
     rgba = image.convert("RGBA")
     canvas = Image.new("RGBA", rgba.size, (*background, 255))
     return Image.alpha_composite(canvas, rgba).convert("RGB")
+
+
+def picture_hash(image: Image.Image) -> str:
+    """Names a picture by what it shows: 32 lower-case hexadecimal digits.
+
+    The first half of the SHA-256 over width, height (each 8 bytes, big-endian) and the RGB bytes of ``to_rgb``:
+    the same for a picture in another lossless container, in another mode of the same colours, or turned by EXIF.
+    """
+    rgb = to_rgb(image)
+    digest = hashlib.sha256(b"".join(side.to_bytes(8, "big") for side in rgb.size))
+    digest.update(rgb.tobytes())
+    return digest.hexdigest()[:32]

@@ -30,7 +30,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Train, export and tag, from nothing to a contact sheet.")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for everything (default: demo)")
     parser.add_argument("--fer2013", help="FER-2013: its zip, csv or folder (default: drawn photographs)")
-    parser.add_argument("--steps", type=int, default=400, help="training steps (default: 400)")
+    parser.add_argument("--steps", type=int, default=600, help="training steps (default: 600)")
+    parser.add_argument("--drawn", action="store_true", help="drawn photographs and stickers even where others are")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes: a tiny model, drawn pictures")
     args = parser.parse_args()
     started = time.perf_counter()
@@ -38,7 +39,7 @@ def main() -> int:
     for stale in ("run", "report"):
         shutil.rmtree(out / stale, ignore_errors=True)
     try:
-        pictures, target = stickers(out, args.quick)
+        pictures, target = stickers(out, drawn=args.quick or args.drawn)
         train(out, args)
         kcdp("evaluate", out / "run", "--data", target, "--out", out / "report")
         kcdp("export", out / "run", "--out", out / "demo.kcdp", "--overwrite")
@@ -51,19 +52,20 @@ def main() -> int:
     return 0
 
 
-def stickers(out: Path, quick: bool) -> tuple[dict[str, str], str]:
+def stickers(out: Path, drawn: bool) -> tuple[dict[str, str], str]:
     """Target pictures: path -> true emotion, in the order they are shown, and the dataset string to measure on."""
     artwork = out / "emoji"
-    if not quick and not (artwork / "manifest.json").is_file():
+    if not drawn and not (artwork / "manifest.json").is_file():
         try:
             kcdp("data", "emoji", "--out", artwork)
         except subprocess.CalledProcessError:
             print("no artwork to be had: drawn stickers instead")
-    if not quick and (artwork / "manifest.json").is_file():
+    if not drawn and (artwork / "manifest.json").is_file():
         return shown_faces(artwork), f"emoji:{artwork}?styles={','.join(STYLES)}&only=labelled"
-    drawn = out / "stickers"
-    kcdp("data", "write", "synthetic:stickers?n=48&seed=7", "--out", drawn, "--overwrite")
-    return {str(path): path.parent.name for path in sorted(drawn.glob("*/*.png"))}, f"folder:{drawn}"
+    folder = out / "stickers"
+    kcdp("data", "write", "synthetic:stickers?n=48&seed=7", "--out", folder, "--overwrite")
+    files = [path for label in LABELS for path in sorted((folder / label).glob("*.png"))]
+    return {str(path): path.parent.name for path in files}, f"folder:{folder}"
 
 
 def shown_faces(artwork: Path) -> dict[str, str]:
@@ -82,7 +84,8 @@ def train(out: Path, args: argparse.Namespace) -> None:
     if args.quick:
         source, preset, steps = "synthetic:photos?n=120&size=64", "tiny", 12
     else:
-        source = f"fer2013:{args.fer2013}" if args.fer2013 else "synthetic:photos?n=3000&size=96"
+        known = args.fer2013 and not args.drawn
+        source = f"fer2013:{args.fer2013}" if known else "synthetic:photos?n=3000&size=96"
         preset, steps = "edge", args.steps
     settings = (f"training.max_steps={steps}", f"training.validate_every={max(1, steps // 2)}")
     options = [part for setting in settings for part in ("--set", setting)]

@@ -100,8 +100,11 @@ def training_batches(
     loader = DataLoader(data, batch_sampler=sampler, num_workers=workers, persistent_workers=False)
     try:
         yield from loader
+        return
     except KcdpError as error:  # of a worker's error torch makes one whose text is the worker's whole traceback
-        raise KcdpError(error.received.rpartition("kcdp.errors.KcdpError: ")[2], error.expected, error.fix) from None
+        plain = KcdpError(error.received.rpartition("kcdp.errors.KcdpError: ")[2], error.expected, error.fix)
+        error.with_traceback(None)  # its frames would keep the workers, and they end slowly when collected late
+    raise plain
 
 
 def evaluation_batches(data: TensorDataset, batch_size: int, workers: int = 0) -> DataLoader:

@@ -1,20 +1,24 @@
 """Drawn faces that show the six emotions, as "photographs" and as stickers: a data set that needs no download.
 
-The two domains share the facial expression (``_expressions``) and nothing of the rendering, which makes them a small
+The two domains share the facial expression (``drawing.expressions``) and nothing of the rendering: a small
 stand-in for the shift from photographs to stickers: in photographs part of the emotion is carried by the scene, in
 stickers by exaggerated features, colour and drawn signs.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from PIL import Image
 
-from kcdp.data._draw_photo import draw_photo
-from kcdp.data._draw_sticker import draw_sticker
-from kcdp.data._expressions import sample_expression
-from kcdp.data._sticker_characters import CHARACTERS
 from kcdp.data.dataset import ImageDataset, Sample
+from kcdp.data.drawing.characters import CHARACTERS
+from kcdp.data.drawing.expressions import Expression, sample_expression
+from kcdp.data.drawing.person import Person, sample_person
+from kcdp.data.drawing.photo import draw_photo
+from kcdp.data.drawing.scene import choose_cue
+from kcdp.data.drawing.sticker import draw_sticker
 from kcdp.errors import KcdpError, nearest
 from kcdp.labels import LABELS
 
@@ -51,6 +55,29 @@ def _character(rng: np.random.Generator) -> str:
     return names[rng.integers(len(names))]
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What a picture is going to show, known before it is drawn.
+
+    Attributes:
+        expression: the face, at the strength it is drawn with.
+        character: of a sticker, else empty.
+        person: of a photo, else None.
+        cue: of a photo, what the scene adds (a name of ``scene.CUES``); empty where it adds nothing.
+    """
+
+    expression: Expression
+    character: str = ""
+    person: Person | None = None
+    cue: str = ""
+
+
+def _face(domain: str, emotion: str, rng: np.random.Generator) -> tuple[str, Expression]:
+    """Character ("" for photos) and expression: what is taken from a picture's generator first."""
+    character = _character(rng) if domain == "stickers" else ""
+    return character, sample_expression(emotion, rng).scaled(float(rng.uniform(*_STRENGTH[domain])))
+
+
 def draw_face(domain: str, emotion: str, rng: np.random.Generator, size: int) -> Image.Image:
     """One random face.
 
@@ -69,8 +96,7 @@ def draw_face(domain: str, emotion: str, rng: np.random.Generator, size: int) ->
     _check_choice("domain", domain, DOMAINS)
     _check_choice("emotion", emotion, LABELS)
     _check_number("size", size, MIN_SIZE, MAX_SIZE)
-    character = _character(rng) if domain == "stickers" else ""
-    expression = sample_expression(emotion, rng).scaled(float(rng.uniform(*_STRENGTH[domain])))
+    character, expression = _face(domain, emotion, rng)
     if domain == "stickers":
         return draw_sticker(expression, character, rng, size)
     return draw_photo(expression, rng, size)
@@ -138,3 +164,17 @@ class SyntheticFaces(ImageDataset):
         """
         index = range(len(self))[index]
         return draw_face(self.domain, LABELS[self._emotions[index]], self._rng(index), self.size)
+
+    def subject(self, index: int) -> Subject:
+        """What the picture at an index shows, without drawing it.
+
+        Raises:
+            IndexError: there is no such index.
+        """
+        index = range(len(self))[index]
+        rng, emotion = self._rng(index), LABELS[self._emotions[index]]
+        character, expression = _face(self.domain, emotion, rng)
+        if self.domain == "stickers":
+            return Subject(expression, character)
+        person = sample_person(expression, rng)  # taken in the order of draw_photo
+        return Subject(expression, person=person, cue=choose_cue(emotion, rng))

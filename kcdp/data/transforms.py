@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torchvision.transforms import v2
 
 
@@ -53,12 +53,39 @@ class RandomErase(torch.nn.Module):
         return image
 
 
+class RandomCutOut(torch.nn.Module):
+    """With probability ``p``, an ellipse of the picture, made smaller, on a plain ground: white or any colour.
+
+    Stickers stand cut out on a ground; photographs fill their frame. This takes the frame out of what is learned.
+    """
+
+    def __init__(self, p: float = 0.4, scale: tuple[float, float] = (0.6, 1.0)) -> None:
+        super().__init__()
+        self.p, self.scale = p, scale
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        """RGB to RGB of the same size."""
+        chance, scale, left, top, whiteness, *colour = torch.rand(8).tolist()
+        if chance >= self.p:
+            return image
+        side = self.scale[0] + scale * (self.scale[1] - self.scale[0])
+        width, height = max(1, round(side * image.width)), max(1, round(side * image.height))
+        ground = (255, 255, 255) if whiteness < 0.5 else tuple(int(255 * c) for c in colour)
+        ellipse = Image.new("L", (4 * width, 4 * height), 0)
+        ImageDraw.Draw(ellipse).ellipse((0, 0, 4 * width - 1, 4 * height - 1), fill=255)
+        canvas = Image.new("RGB", image.size, ground)
+        small = image.resize((width, height), Image.Resampling.BILINEAR)
+        place = int(left * (image.width - width)), int(top * (image.height - height))
+        canvas.paste(small, place, ellipse.resize((width, height), Image.Resampling.BOX))
+        return canvas
+
+
 def make_augmentation(name: str, size: int) -> Callable[[Image.Image], Image.Image] | None:
     """An augmentation by name.
 
     Args:
         name: "none"; "light" (random resized crop, mirror); "strong" (and RandAugment 2 x magnitude 9,
-            brightness, contrast, tint, random erasing).
+            brightness, contrast, tint, cutting out, random erasing).
         size: side of the picture.
 
     Returns:
@@ -72,4 +99,5 @@ def make_augmentation(name: str, size: int) -> Callable[[Image.Image], Image.Ima
     if name == "light":
         return v2.Compose([crop, mirror])
     jitter = v2.ColorJitter(brightness=0.3, contrast=0.3)
-    return v2.Compose([crop, mirror, v2.RandAugment(num_ops=2, magnitude=9), jitter, RandomTint(), RandomErase()])
+    colours = [v2.RandAugment(num_ops=2, magnitude=9), jitter, RandomTint()]
+    return v2.Compose([crop, mirror, *colours, RandomCutOut(), RandomErase()])

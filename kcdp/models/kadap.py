@@ -59,7 +59,7 @@ class Kadap(nn.Module):
         self.knowledge = ConstantKnowledge(features.tokens, features.width)
         self.pyramid = FeaturePyramid(features.levels, head.pyramid_channels)
         width = len(features.levels) * head.pyramid_channels
-        self.norm = nn.LayerNorm(width) if head.normalize_v else nn.Identity()
+        self.norm = nn.BatchNorm1d(width) if head.normalize_v else nn.Identity()
         self.moe = MixtureOfExperts(
             width,
             experts=head.experts, hidden=head.hidden, top_k=head.top_k, renormalize=head.renormalize,

@@ -78,6 +78,11 @@ class Trainer:
         resume: Checkpoint | None = None,
     ) -> None:
         training = config.training
+        if config.model.head.normalize_v and min(training.batch_size, len(source)) < 2:
+            raise KcdpError(
+                "a training step has one picture", "2 or more, for model.head.normalize_v",
+                "raise training.batch_size, or add --set model.head.normalize_v=false",
+            )  # fmt: skip
         self.config, self.source, self.validation, self.out = config, source, validation, out
         self.device = resolve_device(training.device)
         self.dtype = autocast_dtype(training.mixed_precision, self.device)
@@ -102,8 +107,8 @@ class Trainer:
     def run(self, stop_after: int | None = None) -> Progress:
         """Train to the end, or to step ``stop_after``, then save.
 
-        An interrupt (SIGINT, SIGTERM) saves ``last.safetensors`` and raises KeyboardInterrupt; so does a picture
-        that cannot be read, once a step is done.
+        An interrupt (SIGINT, SIGTERM) lets the step at hand end, saves ``last.safetensors`` and raises
+        KeyboardInterrupt. A picture that cannot be read saves too, once a step is done.
 
         Raises:
             KcdpError: the loss is not finite, or a picture cannot be read.
@@ -122,7 +127,8 @@ class Trainer:
                     self.validate()
                 while self.progress.step < until:
                     images, labels = next(batches)
-                    losses = self.train_step(images, labels)
+                    with interrupts_deferred():  # weights, statistics, optimiser state and step change together
+                        losses = self.train_step(images, labels)
                     bar.update()
                     now = time.perf_counter()
                     self.progress.seconds += now - started
@@ -164,10 +170,9 @@ class Trainer:
         if training.gradient_clip:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self._trained(), training.gradient_clip)
-        with interrupts_deferred():  # weights, their optimiser state and the step count change together
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.progress.step += 1
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.progress.step += 1
         return {"loss": loss.item(), "classification": classification.item(), "balance": balance.item()}
 
     def validate(self) -> None:

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from kcdp.data import synthetic
-from kcdp.data._expressions import _RECIPES, PROPS, Expression, sample_expression
-from kcdp.data._sticker_characters import CHARACTERS
-from kcdp.data._sticker_props import MIDDLE, OVER, UNDER
+from kcdp.data.drawing.characters import CHARACTERS
+from kcdp.data.drawing.expressions import _RECIPES, PROPS, Expression, sample_expression
+from kcdp.data.drawing.props import MIDDLE, OVER, UNDER
 from kcdp.data.synthetic import DOMAINS, NATURAL_SHARES, SyntheticFaces, draw_face
 from kcdp.errors import KcdpError
 from kcdp.labels import LABELS
@@ -117,7 +117,7 @@ def test_stickers_are_cut_out_and_photos_are_noisy():
 
 
 def test_characters_differ_in_shape_and_share_their_colours():
-    from kcdp.data._draw_sticker import draw_sticker
+    from kcdp.data.drawing.sticker import draw_sticker
 
     face = Expression("happy", mouth_curve=0.9)
     shapes = {c: np.asarray(draw_sticker(face, c, np.random.default_rng(0), 64))[..., 3].tobytes() for c in CHARACTERS}

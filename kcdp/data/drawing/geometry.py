@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from kcdp.data._expressions import Expression
+from kcdp.data.drawing.expressions import Expression
 
 Colour = tuple[int, ...]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kcdp.data._expressions import Expression
-from kcdp.data._face_geometry import (
+from kcdp.data.drawing.expressions import Expression
+from kcdp.data.drawing.geometry import (
     Colour,
     Layout,
     Pen,

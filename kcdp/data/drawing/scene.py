@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from kcdp.data._face_geometry import ellipse
+from kcdp.data.drawing.geometry import ellipse
 from kcdp.labels import LABELS
 
 CUE_RATE = 0.4  # a cue of the picture's own emotion

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kcdp.data._face_geometry import Colour, Layout, Pen, ellipse, mix, quadratic
-from kcdp.data._sticker_characters import WHITE, Character, Look
+from kcdp.data.drawing.characters import WHITE, Character, Look
+from kcdp.data.drawing.geometry import Colour, Layout, Pen, ellipse, mix, quadratic
 
 _WATER: Colour = (120, 200, 250, 255)
 _YELLOW: Colour = (255, 214, 64, 255)

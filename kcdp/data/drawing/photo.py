@@ -1,6 +1,6 @@
 """Drawn "photographs": a shaded head with hair, neck and shoulders in a scene, seen by an imperfect camera.
 
-The painted person (``_photo_person``) is lit by the normals of an ellipsoid with bumps for nose, cheeks, sockets and
+The painted person (``drawing.person``) is lit by the normals of an ellipsoid with bumps for nose, cheeks, sockets and
 chin: a Lambert term, so that light, shade and form come from one light direction.
 """
 
@@ -11,10 +11,10 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image, ImageFilter
 
-from kcdp.data._expressions import Expression
-from kcdp.data._face_geometry import Pen
-from kcdp.data._photo_person import Person, paint_person, sample_person
-from kcdp.data._photo_scene import background, camera, choose_cue, foreground, grade
+from kcdp.data.drawing.expressions import Expression
+from kcdp.data.drawing.geometry import Pen
+from kcdp.data.drawing.person import Person, paint_person, sample_person
+from kcdp.data.drawing.scene import background, camera, choose_cue, foreground, grade
 
 #: x, y, radius in x, radius in y, height of the face's bumps (face units); x is mirrored where it is not 0.
 _BUMPS = (

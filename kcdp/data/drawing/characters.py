@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kcdp.data._face_geometry import Colour, Layout, Pen, ellipse, mix, quadratic
+from kcdp.data.drawing.geometry import Colour, Layout, Pen, ellipse, mix, quadratic
 
 WHITE: Colour = (255, 255, 255, 255)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageFilter
 
-from kcdp.data._expressions import Expression
-from kcdp.data._face_geometry import (
+from kcdp.data.drawing.characters import CHARACTERS, INKS, PALETTE, WHITE, Look, draw_accessory
+from kcdp.data.drawing.expressions import Expression
+from kcdp.data.drawing.geometry import (
     Colour,
     Layout,
     Pen,
@@ -20,8 +21,7 @@ from kcdp.data._face_geometry import (
     outline,
     quadratic,
 )
-from kcdp.data._sticker_characters import CHARACTERS, INKS, PALETTE, WHITE, Look, draw_accessory
-from kcdp.data._sticker_props import MIDDLE, OVER, UNDER, Scene
+from kcdp.data.drawing.props import MIDDLE, OVER, UNDER, Scene
 
 _TINTS: dict[str, Colour] = {
     "anger": (225, 50, 40, 255),

@@ -1,0 +1,1 @@
+"""Faces drawn from parameters: one expression, two renderers."""

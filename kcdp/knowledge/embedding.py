@@ -1,0 +1,51 @@
+"""Knowledge tokens k of one picture: its caption's token states, and below them the sum of its triples'.
+
+With CLIP ViT-L/14, 154 x 768. Triples are encoded one by one and added position by position, so k's length does not
+depend on how many there are. A picture without triples has its caption there again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from kcdp.errors import KcdpError
+
+Encode = Callable[[Sequence[str]], torch.Tensor]
+
+
+def knowledge_texts(caption: str, triples: Sequence[str], *, prefix: str = "") -> tuple[str, ...]:
+    """The texts that k is made of: the caption first, then those whose states are summed.
+
+    Args:
+        caption: one sentence about the picture.
+        triples: "subject verb object" each; blank ones are left out.
+        prefix: names the style of the domain, such as "a sticker of", and is put before the caption (TADP, Kondapaneni
+            et al., CVPR 2024). The triples are left as they are.
+
+    Returns:
+        two texts or more.
+
+    Raises:
+        KcdpError: ``triples`` is one string instead of a list of them.
+    """
+    if isinstance(triples, str):
+        raise KcdpError(f"the triples are the text {triples!r}", "a list of texts")
+    first = f"{prefix.strip()} {caption}" if prefix.strip() else caption
+    return (first, *([text for text in triples if text.strip()] or [first]))
+
+
+def knowledge_tokens(caption: str, triples: Sequence[str], encode: Encode, *, prefix: str = "") -> torch.Tensor:
+    """k of one picture, nothing cached.
+
+    Args:
+        encode: ``TextEncoder.encode``: texts to states float32 [N, T, W].
+
+    Returns:
+        float32 [2T, W]: rows 0..T-1 the caption, rows T..2T-1 the triples' sum.
+    """
+    first, *rest = knowledge_texts(caption, triples, prefix=prefix)
+    unique = list(dict.fromkeys([first, *rest]))
+    states = dict(zip(unique, encode(unique), strict=True))
+    return torch.cat([states[first], torch.stack([states[text] for text in rest]).sum(dim=0)])

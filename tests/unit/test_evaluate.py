@@ -1,0 +1,312 @@
+"""Metrics against numbers worked out by hand, and ``kcdp evaluate`` from the command line to its report."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kcdp import __version__
+from kcdp.cli import main
+from kcdp.config import load_config
+from kcdp.data.registry import open_dataset
+from kcdp.errors import KcdpError
+from kcdp.files import sha256_file
+from kcdp.labels import LABELS
+from kcdp.training.checkpoint import BEST, LAST, load_model
+from kcdp.training.command_evaluate import labelled, measure, open_for_evaluation
+from kcdp.training.command_train import open_source
+from kcdp.training.metrics import classification_metrics
+from kcdp.training.report import plot_confusion, summary
+from kcdp.training.trainer import Trainer
+
+SURPRISE, HAPPY, DISGUST, FEAR, SAD, ANGER = range(6)
+SOURCE = "synthetic:photos?n=48&size=32"
+STICKERS = "synthetic:stickers?n=24&size=32&seed=5"
+
+
+def pairs(*rows: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and predictions from (true class, predicted class, how often)."""
+    labels = [true for true, _, count in rows for _ in range(count)]
+    predictions = [predicted for _, predicted, count in rows for _ in range(count)]
+    return np.array(labels), np.array(predictions)
+
+
+#: happy 4 right, 1 called sad; sad 1 right, 1 called happy, 1 called fear; anger 2, both called happy. Fear, disgust
+#: and surprise do not occur.
+EXAMPLE = pairs((HAPPY, HAPPY, 4), (HAPPY, SAD, 1), (SAD, SAD, 1), (SAD, HAPPY, 1), (SAD, FEAR, 1), (ANGER, HAPPY, 2))
+
+
+def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Run ``kcdp evaluate``: status, standard output, standard error without progress bars."""
+    capsys.readouterr()
+    status = main(["evaluate", *(str(a) for a in arguments)])
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return (
+        status,
+        captured.out,
+        "\n".join(line for line in captured.err.splitlines() if line.startswith(("kcdp", "warn"))),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps on drawn photographs."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    overrides = [
+        f"data.source={SOURCE}",
+        "training.max_steps=2",
+        "training.mixed_precision=no",
+        "training.batch_size=8",
+    ]
+    config = load_config("tiny", overrides=overrides)
+    Trainer(config, *open_source(config), out).run()
+    return out
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_against_numbers_worked_out_by_hand():
+    got = classification_metrics(*EXAMPLE)
+    assert got["n"] == 10 and got["accuracy"] == pytest.approx(5 / 10)
+    assert got["support"] == {"surprise": 0, "happy": 5, "disgust": 0, "fear": 0, "sad": 3, "anger": 2}
+    recall = {"happy": 4 / 5, "sad": 1 / 3, "anger": 0.0}
+    assert got["recall"] == {name: pytest.approx(recall[name]) if name in recall else None for name in LABELS}
+    precision = {"happy": 4 / 7, "sad": 1 / 2}
+    assert got["precision"] == {name: pytest.approx(precision.get(name, 0.0)) for name in LABELS}
+    assert got["balanced_accuracy"] == pytest.approx((4 / 5 + 1 / 3 + 0) / 3)
+    f1_happy, f1_sad = 2 * (4 / 5) * (4 / 7) / (4 / 5 + 4 / 7), 2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2)
+    assert got["macro_f1"] == pytest.approx((f1_happy + f1_sad + 0) / 3)
+    assert got["confusion"] == [
+        [0, 0, 0, 0, 0, 0], [0, 4, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0], [0, 1, 0, 1, 1, 0], [0, 2, 0, 0, 0, 0],
+    ]  # fmt: skip
+
+
+def test_the_constant_baseline_is_the_most_frequent_class_and_its_numbers():
+    got = classification_metrics(*EXAMPLE)["constant_baseline"]
+    assert got == {
+        "answer": "happy", "accuracy": pytest.approx(5 / 10), "balanced_accuracy": pytest.approx(1 / 3),
+        "macro_f1": pytest.approx((2 * 1 * 0.5 / 1.5) / 3),
+    }  # fmt: skip
+
+
+def test_a_constant_answer_scores_like_its_baseline():
+    """SER30K-6 is 56.5 % happy: always saying so must not look like skill."""
+    labels = np.repeat(np.arange(6), [76, 565, 11, 41, 169, 138])
+    got = classification_metrics(labels, np.full(1000, HAPPY))
+    assert got["accuracy"] == pytest.approx(0.565) and got["balanced_accuracy"] == pytest.approx(1 / 6)
+    for key in ("accuracy", "balanced_accuracy", "macro_f1"):
+        assert got[key] == got["constant_baseline"][key]
+
+
+def test_a_class_that_does_not_occur_has_no_recall_and_is_in_no_mean():
+    labels, predictions = pairs((HAPPY, HAPPY, 3), (SAD, SAD, 2))
+    got = classification_metrics(labels, predictions)
+    assert got["balanced_accuracy"] == got["macro_f1"] == got["accuracy"] == 1.0
+    assert [name for name, value in got["recall"].items() if value is None] == ["surprise", "disgust", "fear", "anger"]
+    wrong = classification_metrics(*pairs((HAPPY, FEAR, 3), (SAD, SAD, 2)))  # a prediction makes no class occur
+    assert wrong["recall"]["fear"] is None and wrong["balanced_accuracy"] == 0.5
+
+
+def test_all_six_classes_right_and_all_wrong():
+    labels = np.arange(6)
+    assert classification_metrics(labels, labels)["macro_f1"] == 1.0
+    wrong = classification_metrics(labels, (labels + 1) % 6)
+    assert wrong["macro_f1"] == wrong["balanced_accuracy"] == wrong["accuracy"] == 0.0
+
+
+def test_metrics_are_plain_json():
+    got = classification_metrics(*EXAMPLE)
+    assert json.loads(json.dumps(got, allow_nan=False)) == got
+
+
+def test_no_labels_at_all():
+    with pytest.raises(KcdpError, match="no picture has a label"):
+        classification_metrics(np.array([], dtype=int), np.array([], dtype=int))
+
+
+def test_numbers_by_group():
+    stickers = open_dataset(STICKERS)
+    predictions = np.zeros(24, dtype=int)
+    got = measure(stickers, predictions)
+    names = {sample.group for sample in stickers.samples}
+    assert len(names) > 1 and set(got["groups"]) == names
+    assert sum(group["n"] for group in got["groups"].values()) == got["metrics"]["n"] == 24
+    for name, group in got["groups"].items():
+        inside = [i for i, sample in enumerate(stickers.samples) if sample.group == name]
+        assert group == classification_metrics(stickers.labels[inside], predictions[inside])
+    assert "groups" not in measure(open_dataset("synthetic:photos?n=6"), np.zeros(6, dtype=int))
+
+
+# --- what is measured on ----------------------------------------------------------------------------------------------
+
+
+def test_a_dataset_without_splits_is_measured_whole():
+    assert len(open_for_evaluation("synthetic:photos?n=24")) == 24
+    assert 0 < len(open_for_evaluation("synthetic:photos?n=24&split=train")) < 24
+
+
+def folder(root: Path, *names: str) -> str:
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (20 * number, 0, 0)).save(path)
+    return f"folder:{root}"
+
+
+def test_a_dataset_with_a_test_split_is_measured_on_that(tmp_path):
+    data = folder(tmp_path, "train/happy/a.png", "train/sad/b.png", "test/happy/c.png")
+    assert [s.key for s in open_for_evaluation(data).samples] == ["test/happy/c.png"]
+    assert len(open_for_evaluation(f"{data}?split=train")) == 2
+    assert len(open_for_evaluation(f"{data}?split=all")) == 3
+
+
+def test_unlabelled_pictures_are_left_out(tmp_path):
+    data = open_dataset(folder(tmp_path, "train/a.png", "test/happy/b.png"))
+    assert [s.key for s in labelled(data).samples] == ["test/happy/b.png"]
+    whole = open_dataset("synthetic:photos?n=6")
+    assert labelled(whole) is whole
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_is_what_a_second_computation_gives(run, tmp_path, capsys):
+    out = tmp_path / "report"
+    status, printed, warned = command(capsys, run, "--data", STICKERS, "--out", out, "--batch-size", 7)
+    assert status == 0 and warned == "" and sorted(os.listdir(out)) == ["confusion.png", "report.json"]
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+
+    model, checkpoint = load_model(run)
+    stickers = open_dataset(STICKERS)
+    images = checkpoint.config.preprocess.apply_batch([stickers.image(i) for i in range(24)])
+    with torch.no_grad():
+        predictions = model(torch.from_numpy(images)).logits.argmax(1).numpy()
+    want = classification_metrics(stickers.labels, predictions)
+    assert report["metrics"] == want
+    assert report["groups"] == measure(stickers, predictions)["groups"]
+    assert report["data"] == STICKERS and report["kcdp"] == __version__
+    assert report["configuration"] == checkpoint.config.to_dict()
+    assert report["checkpoint"]["file"] == BEST and report["checkpoint"]["sha256"] == sha256_file(run / BEST)
+    assert report["checkpoint"]["progress"] == checkpoint.progress
+    assert report["title"] == f"run/{BEST} on {STICKERS}"
+
+    assert f"24 pictures of {STICKERS}" in printed
+    assert f"{want['balanced_accuracy']:.3f}" in printed and f"always {want['constant_baseline']['answer']}" in printed
+    assert f"report: {out / 'report.json'}, {out / 'confusion.png'}" in printed
+    with Image.open(out / "confusion.png") as picture:
+        picture.load()
+        assert picture.format == "PNG" and min(picture.size) > 300
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
+
+
+def test_a_checkpoint_can_be_named_itself_and_a_report_replaced(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(run)
+    for name in (BEST, LAST):
+        assert command(capsys, name, "--data", "synthetic:photos?n=6&seed=9", "--out", tmp_path)[0] == 0
+        report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+        assert report["checkpoint"]["file"] == name and report["title"].startswith(f"run/{name} on ")
+
+
+WARNING = "warning: this model was trained on some of these pictures; add split=test"
+
+
+@pytest.mark.parametrize(
+    ("data", "warns"),
+    [
+        (SOURCE, True),
+        (f"{SOURCE}&split=train", True),
+        (f"{SOURCE}&split=all", True),
+        (f"{SOURCE}&split=test", False),
+        ("synthetic:photos?n=48&size=32&seed=1&split=train", False),
+        (STICKERS, False),
+    ],
+)
+def test_measuring_on_the_training_pictures_is_warned_of(run, tmp_path, capsys, data, warns):
+    status, _, warned = command(capsys, run, "--data", data, "--out", tmp_path)
+    assert status == 0 and warned == (WARNING if warns else "")
+
+
+@pytest.mark.parametrize(
+    ("split", "warns"), [("", False), ("?split=test", False), ("?split=train", True), ("?split=all", True)]
+)
+def test_a_dataset_with_splits_of_its_own_is_warned_of_only_where_they_are_left(tmp_path, capsys, split, warns):
+    names = [
+        f"{part}/{label}/{i}.png" for part in ("train", "val", "test") for label in ("happy", "sad") for i in range(2)
+    ]
+    data = folder(tmp_path / "pictures", *names)
+    overrides = [f"data.source={data}", "training.max_steps=1", "training.mixed_precision=no", "training.batch_size=4"]
+    config = load_config("tiny", overrides=overrides)
+    Trainer(config, *open_source(config), tmp_path / "run").run()
+    status, _, warned = command(capsys, tmp_path / "run", "--data", data + split, "--out", tmp_path / "report")
+    assert status == 0 and warned == (WARNING if warns else "")
+
+
+def test_a_run_that_was_not_trained_by_the_command_can_be_measured(tmp_path, capsys):
+    config = load_config(
+        "tiny", overrides=["training.max_steps=1", "training.mixed_precision=no", "training.batch_size=4"]
+    )
+    source, validation = open_source(load_config("tiny", overrides=[f"data.source={SOURCE}"]))
+    Trainer(config, source, validation, tmp_path / "run").run()
+    assert command(capsys, tmp_path / "run", "--data", SOURCE, "--out", tmp_path / "report")[::2] == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--data": f"{STICKERS}&labelled=no"},
+         f"'{STICKERS}&labelled=no' has no labelled picture; expected pictures with labels; name another dataset"),
+        ({"--data": "stickers"},
+         "dataset 'stickers' has no kind; expected kind:PATH; write folder:stickers for a folder of pictures"),
+        ({"--data": "folder:nowhere"}, "nowhere does not exist; expected a folder of pictures; check the path after "),
+        ({"--batch-size": 0}, "--batch-size is 0; expected 1 or more"),
+        ({"--device": "meta"},
+         "device 'meta' cannot be used (kcdp trains on CPUs and NVIDIA GPUs); expected auto, cpu, cuda or cuda:N"),
+        ({"--out": "file"}, "cannot make the folder file: File exists; choose another place"),
+        ({"--out": "file/below"}, "cannot make the folder file/below: Not a directory; choose another place"),
+        ({"run": "no"}, f"no is not there; expected a run folder with {BEST}, or a checkpoint; train one with: kcdp "),
+        ({"run": "file"}, "file is damaged ("),
+    ],
+)  # fmt: skip
+def test_a_call_that_makes_no_sense(run, tmp_path, monkeypatch, capsys, changes, message):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("x")
+    arguments: dict[str, Any] = {"run": run, "--data": STICKERS, "--out": "report", **changes}
+    options = [part for name, value in arguments.items() if name != "run" for part in (name, value)]
+    status, _, error = command(capsys, arguments["run"], *options)
+    assert status == 2 and error.startswith(f"kcdp: error: {message}") and "\n" not in error
+    assert not Path("report", "report.json").exists()
+
+
+def test_a_damaged_picture_is_named_and_no_report_written(run, tmp_path, capsys):
+    data = folder(tmp_path / "pictures", "happy/a.png", "sad/b.png")
+    damaged = tmp_path / "pictures" / "sad" / "b.png"
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    status, _, error = command(capsys, run, "--data", data, "--out", tmp_path / "report")
+    assert status == 2 and error.startswith(f"kcdp: error: {damaged} is truncated or damaged (")
+    assert os.listdir(tmp_path / "report") == []
+
+
+@pytest.mark.parametrize("name", ["$a_{$b\\", "a$b", "50% $\\nothing$", "ünïcode"])
+def test_names_that_look_like_formulas_do_not_break_the_plot(tmp_path, name):
+    plot_confusion(tmp_path / "c.png", np.eye(6, dtype=int), f"run on {name}")
+    assert Image.open(tmp_path / "c.png").size[0] > 300
+
+
+def test_the_summary_says_what_a_constant_answer_gets():
+    report = {"data": "folder:x", "metrics": classification_metrics(*EXAMPLE)}
+    lines = summary(report).splitlines()
+    assert lines[0] == "10 pictures of folder:x"
+    assert lines[1].split() == ["model", "always", "happy"]
+    assert lines[2].split() == ["balanced", "accuracy", "0.378", "0.333"]
+    assert lines[4].split() == ["accuracy", "0.500", "0.500"]
+    assert "recall (pictures): surprise - (0), happy 0.80 (5), " in lines[5]
