@@ -14,7 +14,7 @@ from typing import Any
 
 from kcdp import __version__
 from kcdp.errors import KcdpError, nearest
-from kcdp.files import atomic_folder, read_json, sha256_file, write_json
+from kcdp.files import atomic_folder, check_replaceable, read_json, sha256_file, write_json
 from kcdp.graph import GraphSpec
 from kcdp.labels import LABELS
 from kcdp.preprocess import PreprocessSpec
@@ -208,6 +208,15 @@ def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
     )
 
 
+#: Only a folder that holds these is a bundle, and may be replaced by one.
+_MARKERS = (MODEL, MANIFEST)
+
+
+def check_target(path: str | Path, overwrite: bool) -> None:
+    """Raises KcdpError now if ``write_bundle`` would refuse ``path`` later: work is better not done in vain."""
+    check_replaceable(Path(os.path.realpath(path)), overwrite, _MARKERS)
+
+
 def write_bundle(
     path: str | Path, manifest: Manifest, fill: Callable[[Path], None], *, overwrite: bool = False
 ) -> Bundle:
@@ -225,7 +234,7 @@ def write_bundle(
     Raises:
         KcdpError: ``path`` exists and ``overwrite`` is False, or what stands there is not a bundle.
     """
-    with atomic_folder(path, overwrite=overwrite, marker=(MODEL, MANIFEST)) as temporary:
+    with atomic_folder(path, overwrite=overwrite, marker=_MARKERS) as temporary:
         fill(temporary)
         files = {
             file.name: {"sha256": sha256_file(file), "bytes": file.stat().st_size}

@@ -43,6 +43,10 @@ def guarded(function: Callable[[], int]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a folder without permission: the system's reason is all there is
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"kcdp: error: {where}{error.strerror or error}", file=sys.stderr)
+        return EXIT_USER_ERROR
 
 
 def run_module(module: str, prog: str, description: str, argv: Sequence[str] | None = None) -> int:

@@ -61,7 +61,7 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, marker: str | tu
         KcdpError: ``path`` exists and may not be replaced, or it cannot be written.
     """
     path = Path(os.path.realpath(path))
-    _check_replaceable(path, overwrite, (marker,) if isinstance(marker, str) else marker)
+    check_replaceable(path, overwrite, (marker,) if isinstance(marker, str) else marker)
     make_folder(path.parent)
     with _writing(path):
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -81,7 +81,7 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, marker: str | tu
     shutil.rmtree(retired, ignore_errors=True)
 
 
-def _check_replaceable(path: Path, overwrite: bool, markers: tuple[str, ...]) -> None:
+def check_replaceable(path: Path, overwrite: bool, markers: tuple[str, ...]) -> None:
     if not os.path.exists(path):  # not Path.exists, which raises where a folder above cannot be entered
         return
     if not overwrite:

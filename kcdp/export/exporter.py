@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import kcdp
-from kcdp.bundle import MODEL, Bundle, Manifest, write_bundle
+from kcdp.bundle import MODEL, Bundle, Manifest, check_target, write_bundle
 from kcdp.data.dataset import ImageDataset
 from kcdp.errors import KcdpError
 from kcdp.export.graph_export import OPSET, ExportModel, export_instrumented, keep_outputs
@@ -58,8 +58,7 @@ def export_run(
         KcdpError: the run cannot be loaded, or ``out`` exists.
     """
     out = Path(out)
-    if out.exists() and not overwrite:
-        raise KcdpError(f"{out} exists already", "a new name", "choose another --out or add --overwrite")
+    check_target(out, overwrite)
     say(f"1/4 load {run}")
     model, checkpoint = load_model(run)
     spec = checkpoint.config.preprocess
@@ -110,7 +109,7 @@ def make_manifest(path: Path, checkpoint: Checkpoint, graph: GraphSpec) -> Manif
         producers=producers(),
         source={"checkpoint": path.name, "sha256": sha256_file(path), "revision": code_revision()},
         configuration=config.to_dict(),
-        training={"source": config.data.source, "validation": config.data.validation, **checkpoint.progress},
+        training={"source": config.data.source, "validation": config.data.validation, "progress": checkpoint.progress},
     )
 
 

@@ -18,6 +18,7 @@ from kcdp.errors import KcdpError, require
 from kcdp.knowledge.captioners.base import Captioner, Request
 from kcdp.knowledge.captioners.registry import CAPTIONERS, open_captioner
 from kcdp.knowledge.captions import Caption, CaptionFile
+from kcdp.knowledge.lock import writer_lock
 from kcdp.knowledge.triples import EXTRACTORS, open_extractor
 from kcdp.preprocess import picture_hash
 
@@ -163,7 +164,8 @@ def _run_caption(args: argparse.Namespace) -> int:
             print(line, file=sys.stderr)
 
     try:
-        with CaptionFile(args.out) as file:
+        out = args.out.expanduser()
+        with writer_lock(out.with_name(f".{out.name}.lock")), CaptionFile(out) as file:
             outcome = caption_dataset(
                 dataset, captioner, file, prefix=prefix, batch_size=args.batch_size, report=report
             )

@@ -203,7 +203,9 @@ def test_two_captions_of_one_picture(tmp_path):
 
 
 def test_files_that_cannot_be_used(tmp_path):
-    assert fails(lambda: CaptionFile(tmp_path)) == f"{tmp_path} cannot be read (Is a directory); expected a captions file"
+    assert (
+        fails(lambda: CaptionFile(tmp_path)) == f"{tmp_path} cannot be read (Is a directory); expected a captions file"
+    )
     missing = tmp_path / "no.jsonl"
     assert fails(lambda: CaptionFile(missing, must_exist=True)) == (
         f"{missing} does not exist; expected a captions file; "

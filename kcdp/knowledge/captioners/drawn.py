@@ -129,8 +129,8 @@ CHARACTERS: dict[str, tuple[str, ...]] = {
     "bean": ("a bean with thin arms and legs", "a bean-shaped figure"),
 }
 
-#: emotion -> colour of a sticker's tint, as ``drawing.sticker`` mixes it in.
-_TINTS = {"anger": "red", "disgust": "green", "fear": "pale", "sad": "blue"}
+#: emotion -> what its tint looks like on a sticker, as ``drawing.sticker`` mixes it in.
+_TINTS = {"anger": "red skin", "disgust": "green skin", "fear": "a pale face", "sad": "blue skin"}
 
 CUES: dict[str, tuple[str, ...]] = {
     "confetti": ("with confetti in the air", "under falling confetti"),
@@ -186,8 +186,8 @@ def describe(subject: Subject, seed: str) -> str:
         e = replace(e, mouth_wave=0.0, teeth="upper" if e.teeth == "fangs" else e.teeth)
     who = _who(person) if person else pick(CHARACTERS[subject.character], "who")
     signs = [pick(SIGNS[prop], prop) for prop in e.props if prop in SIGNS and (person is None or prop in PHOTO_SIGNS)]
-    if person is None and e.tint > 0.4:
-        signs.append(f"{_TINTS[e.emotion]} skin" if e.emotion != "fear" else "a pale face")
+    if person is None and e.tint > 0.4 and e.emotion in _TINTS:
+        signs.append(_TINTS[e.emotion])
     seen = [next((feature for feature in group if feature[0](e)), None) for group in GROUPS]
     features = [(number, feature) for number, feature in enumerate(seen) if feature is not None]
     features.sort(key=lambda item: pick("abcdefgh", item[0]))

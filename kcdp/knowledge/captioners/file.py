@@ -14,7 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,26 +36,28 @@ _EXPECTED = (
 
 
 class FileCaptions(Captioner):
-    """Looks captions up: by hash, then by the exact key, then by the end of a path."""
+    """Looks captions up: by hash, by the exact key, by a longer path that ends in the key, by the end of the key.
+
+    Args:
+        path: the file.
+        keys: all keys of the dataset, to see where the end of one is the end of another too.
+
+    Raises:
+        KcdpError: unreadable, another form, or two different captions under one key.
+    """
 
     batch_size = 1  # so that a picture without a caption does not cost its neighbours theirs
 
-    def __init__(self, path: Path) -> None:
-        """Raises KcdpError: unreadable, another form, or two different captions under one key."""
+    def __init__(self, path: Path, keys: Sequence[str]) -> None:
         self.name, self.path = f"file {path.name}", path
         self._captions: dict[str, str] = {}
-        self._by_last_part: dict[str, list[str]] = {}
-        for keys, text, leaks in _entries(path):
+        for names, text, leaks in _entries(path):
             self.leaks_labels = self.leaks_labels or leaks
-            for key in keys:
-                self._add(key.replace("\\", "/"), text)
-
-    def _add(self, key: str, text: str) -> None:
-        if self._captions.setdefault(key, text) != text:
-            raise KcdpError(f"{self.path} holds two different captions for {key!r}", "one caption for a picture")
-        ends = self._by_last_part.setdefault(key.rpartition("/")[2], [])
-        if key not in ends:
-            ends.append(key)
+            for name in names:
+                plain = name.replace("\\", "/")
+                if self._captions.setdefault(plain, text) != text:
+                    raise KcdpError(f"{path} holds two different captions for {plain!r}", "one caption for a picture")
+        self._entries, self._keys = _by_last_part(self._captions), _by_last_part(keys)
 
     def caption(self, images: Sequence[Image.Image], samples: Sequence[Sample]) -> list[str]:
         return [self._find(image, sample.key) for image, sample in zip(images, samples, strict=True)]
@@ -64,20 +66,31 @@ class FileCaptions(Captioner):
         for exact in (picture_hash(image), key):
             if exact in self._captions:
                 return self._captions[exact]
-        path = f"/{key}"
-        ends = [k for k in self._by_last_part.get(key.rpartition("/")[2], ()) if _same_end(f"/{k}", path)]
-        if len({self._captions[end] for end in ends}) > 1:
-            raise KcdpError(
-                f"{self.path}: {key!r} could be {ends[0]!r} or {ends[1]!r}", "one path with that end",
-                "write longer paths into the file",
-            )  # fmt: skip
-        if not ends:
+        last = key.rpartition("/")[2]
+        entries = self._entries.get(last, [])
+        found = [entry for entry in entries if entry.endswith(f"/{key}")]
+        if not found:
+            found = sorted((entry for entry in entries if key.endswith(f"/{entry}")), key=len)[-1:]
+            others = [
+                k for k in self._keys.get(last, []) for entry in found if k != key and f"/{k}".endswith(f"/{entry}")
+            ]
+            if others:
+                raise KcdpError(f"{self.path}: {found[0]!r} could be {key!r} or {others[0]!r}", *_AMBIGUOUS)
+        if len({self._captions[entry] for entry in found}) > 1:
+            raise KcdpError(f"{self.path}: {key!r} could be {found[0]!r} or {found[1]!r}", *_AMBIGUOUS)
+        if not found:
             raise KcdpError(f"{self.path} has no caption for {key!r}", "its path or its hash among the keys")
-        return self._captions[ends[0]]
+        return self._captions[found[0]]
 
 
-def _same_end(one: str, other: str) -> bool:
-    return one.endswith(other) or other.endswith(one)
+_AMBIGUOUS = ("one path with that end", "write longer paths into the file")
+
+
+def _by_last_part(paths: Iterable[str]) -> dict[str, list[str]]:
+    table: dict[str, list[str]] = {}
+    for path in paths:
+        table.setdefault(path.rpartition("/")[2], []).append(path)
+    return table
 
 
 def _entries(path: Path) -> Iterator[tuple[list[str], str, bool]]:
@@ -149,4 +162,5 @@ _READERS = {".json": _json, ".jsonl": _json_lines, ".csv": _csv}
 
 def create(request: Request) -> FileCaptions:
     """See ``registry``."""
-    return FileCaptions(Path(request.needed_weights("file", "a .json, .jsonl or .csv file")).expanduser())
+    path = Path(request.needed_weights("file", "a .json, .jsonl or .csv file")).expanduser()
+    return FileCaptions(path, [sample.key for sample in request.dataset.samples])
