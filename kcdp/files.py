@@ -82,6 +82,7 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, marker: str | tu
 
 
 def check_replaceable(path: Path, overwrite: bool, markers: tuple[str, ...]) -> None:
+    """Raises KcdpError where ``path`` exists and may not be replaced; see ``atomic_folder``."""
     if not os.path.exists(path):  # not Path.exists, which raises where a folder above cannot be entered
         return
     if not overwrite:

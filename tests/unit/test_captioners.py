@@ -259,12 +259,23 @@ def test_the_guard_sees_a_telling_word(monkeypatch):
     assert words & TELLING == {"sad"}
 
 
-def test_drawn_captions_are_varied_short_and_all_different_in_what_they_say(told):
+def test_drawn_captions_are_hints_and_no_labels(told):
+    """A bag of words learnt on 600 captions; it finds 0.89 (stickers) and 0.87 (photos)."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+
+    data, texts = told
+    bags = CountVectorizer(ngram_range=(1, 2)).fit_transform(texts)
+    model = LogisticRegression(max_iter=500).fit(bags[:600], data.labels[:600])
+    assert 0.75 < model.score(bags[600:], data.labels[600:]) < 0.95
+
+
+def test_drawn_captions_are_varied_and_short(told):
     data, texts = told
     for label in range(len(LABELS)):
         own = [text for text, sample in zip(texts, data.samples, strict=True) if sample.label == label]
-        assert len(own) == 150 and len(set(own)) > 140
-    assert max(len(text.split()) for text in texts) <= 60
+        assert len(own) == 150 and len(set(own)) > 120
+    assert max(len(text.split()) for text in texts) <= 50  # CLIP reads 77 tokens
     assert all(text == " ".join(text.split()) and "{" not in text and not text.endswith(".") for text in texts)
 
 
@@ -341,11 +352,14 @@ def test_drawn_knows_its_own_pictures_only():
 
 def test_photos_show_less_than_stickers():
     subject = synthetic.SyntheticFaces("photos", n=1).subject(0)
-    loud = replace(subject.expression, props=("steam", "tear", "hearts"), mouth_wave=1.0, teeth="fangs", tint=1.0)
-    text = drawn.describe(replace(subject, expression=loud), "key")
-    assert "tear" in text and not re.search("steam|heart|trembl|pointed|skin", text)
-    text = drawn.describe(synthetic.Subject(loud, "cat"), "key")
-    assert re.search("steam", text) and re.search("heart", text) and "cat" in text
+    loud = replace(subject.expression, props=("steam", "tear", "hearts"), teeth="fangs", tint=1.0)
+    photos = [drawn.describe(replace(subject, expression=loud), str(key)) for key in range(50)]
+    stickers = [drawn.describe(synthetic.Subject(loud, "cat"), str(key)) for key in range(50)]
+    for word in ("steam", "heart", "pointed"):
+        assert any(word in text for text in stickers) and not any(word in text for text in photos)
+    assert all("cat" in text for text in stickers)
+    for texts in (photos, stickers):  # about half of the signs are overlooked
+        assert 10 < sum("tear" in text for text in texts) < 40
 
 
 # Beam search.

@@ -1,7 +1,9 @@
 """``drawn``: what a ``synthetic:`` picture shows, told from its drawing parameters.
 
 Only what can be seen is said (brows, eyes, mouth, drawn signs, character, hair, scene), in varied words, and never the
-emotion or a word for it. The wording hangs on the picture's key alone.
+emotion or a word for it. Like any captioner it overlooks much: a caption tells one or two features of the face and
+about half of the signs. (All of them together would be the label in other words: see ``tests/unit/test_captioners.py``
+for how much a bag of words finds out.) What is told, and how, hangs on the picture's key alone.
 """
 
 from __future__ import annotations
@@ -185,13 +187,14 @@ def describe(subject: Subject, seed: str) -> str:
     if person is not None:  # photographs draw fangs as teeth, and trembling too finely to be seen
         e = replace(e, mouth_wave=0.0, teeth="upper" if e.teeth == "fangs" else e.teeth)
     who = _who(person) if person else pick(CHARACTERS[subject.character], "who")
-    signs = [pick(SIGNS[prop], prop) for prop in e.props if prop in SIGNS and (person is None or prop in PHOTO_SIGNS)]
-    if person is None and e.tint > 0.4 and e.emotion in _TINTS:
+    drawn = [prop for prop in e.props if prop in (PHOTO_SIGNS if person else SIGNS)]
+    signs = [pick(SIGNS[prop], prop) for prop in drawn if pick("01", ("seen", prop)) == "1"]
+    if person is None and e.tint > 0.4 and e.emotion in _TINTS and pick("01", "tint") == "1":
         signs.append(_TINTS[e.emotion])
     seen = [next((feature for feature in group if feature[0](e)), None) for group in GROUPS]
     features = [(number, feature) for number, feature in enumerate(seen) if feature is not None]
-    features.sort(key=lambda item: pick("abcdefgh", item[0]))
-    acting = int(pick("0112", "acts")) if features else 0
+    features = sorted(features, key=lambda item: pick("abcdefgh", item[0]))[: int(pick("112", "features"))]
+    acting = min(int(pick("01", "acts")), len(features))
     acts = [pick(feature[2], ("act", number)) for number, feature in features[:acting]]
     things = [pick(feature[1], ("thing", number)) for number, feature in features[acting:]] + signs
     parts = [who]
