@@ -6,6 +6,8 @@ of every other file. The runtime opens a graph only after the hashes agree.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -49,6 +51,7 @@ class Manifest:
         parity: the report of the parity gate.
         files: file name -> {"sha256", "bytes"}; filled in by ``write_bundle``.
         format_version: version of this layout.
+        digest: SHA-256 over everything else here, as canonical JSON; filled in by ``write_bundle``.
     """
 
     labels: tuple[str, ...]
@@ -68,6 +71,7 @@ class Manifest:
     parity: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    digest: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; ``from_dict`` is the inverse."""
@@ -187,7 +191,23 @@ class Bundle:
             raise KcdpError(f"{path / MANIFEST} lists no {MODEL}", fix="export the bundle again")
         for name, entry in manifest.files.items():
             _check_file(path, name, entry)
+        _check_digest(path)
         return cls(path, manifest)
+
+
+def _check_digest(folder: Path) -> None:
+    data = read_json(folder / MANIFEST)
+    if data.get("digest") != _digest(data):
+        raise KcdpError(
+            f"{folder / MANIFEST} was changed or damaged: its contents do not match its digest",
+            fix="copy or export the bundle again",
+        )
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest without its digest; spaces and the order of keys do not count."""
+    rest = {key: value for key, value in data.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:
@@ -241,6 +261,7 @@ def write_bundle(
             for file in sorted(temporary.iterdir())
             if file.is_file()
         }
-        write_json(temporary / MANIFEST, {**manifest.to_dict(), "files": files})
+        data = {**manifest.to_dict(), "files": files}
+        write_json(temporary / MANIFEST, {**data, "digest": _digest(data)})
         written = Bundle.open(temporary).manifest  # before it takes the place of another
     return Bundle(Path(path), written)

@@ -67,10 +67,10 @@ def export_run(
     make_folder(out.parent)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as scratch:
         work = Path(scratch)
+        images = spec.apply_batch([check_images.image(i) for i in range(len(check_images))])
         say(f"2/4 write the graph (opset {OPSET})")
         export_instrumented(exportable, spec.size, work / "instrumented.onnx")
         say(f"3/4 parity gate on {len(check_images)} pictures of {check_images.name}")
-        images = spec.apply_batch([check_images.image(i) for i in range(len(check_images))])
         reference = Reference(exportable, images, progress)
         manifest = make_manifest(find_checkpoint(run), checkpoint, graph)
         report = gate(work, reference, graph, manifest, progress)

@@ -11,7 +11,6 @@ from kcdp.config import Config, load_config, preset_names
 from kcdp.data.dataset import ImageDataset
 from kcdp.data.registry import open_dataset
 from kcdp.errors import KcdpError, require
-from kcdp.files import make_folder
 from kcdp.training import PACKAGES
 
 if TYPE_CHECKING:
@@ -31,6 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, and say what to run next."""
+    if args.resume is not None:
+        _refuse_with_resume(args)
+    else:  # before the libraries are loaded: that takes seconds, a mistake should not
+        config, out = _new_run(args)
+        open_dataset(config.data.source, split="train")
     for package in PACKAGES:
         require(package, "train")
     from kcdp.training.checkpoint import LAST, load_checkpoint
@@ -38,14 +42,10 @@ def run(args: argparse.Namespace) -> int:
 
     resume = None
     if args.resume is not None:
-        _refuse_with_resume(args)
         out = args.resume
         resume = load_checkpoint(out / LAST)
         config = resume.config
-    else:
-        config, out = _new_run(args)
     source, validation = open_source(config)
-    make_folder(out)
     trainer = Trainer(config, source, validation, out, resume)
     _announce(config, trainer)
     try:
@@ -136,3 +136,6 @@ def _announce(config: Config, trainer: object) -> None:
     precision = str(trainer.dtype).removeprefix("torch.") if trainer.dtype else "float32"
     print(f"{config.preset}: {trained:,} of {total:,} parameters train, on {trainer.device} in {precision}")
     print(f"source {len(trainer.source)} pictures ({counts}), validation {len(trainer.validation)}")
+    limit = "training.max_steps" if trainer.total_steps == config.training.max_steps else "training.epochs"
+    done = f", {trainer.progress.step} of them done already" if trainer.progress.step else ""
+    print(f"{trainer.total_steps} steps of {config.training.batch_size} pictures, as {limit} says{done}", flush=True)

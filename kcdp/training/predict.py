@@ -40,7 +40,8 @@ def predict_logits(
     try:
         with torch.inference_mode(), autocast(device, dtype):
             batches = evaluation_batches(tensors, batch_size)
-            for images, _ in tqdm(batches, desc=progress, disable=not progress, leave=False, unit="batch"):
+            silent = None if progress else True  # None: only on a terminal
+            for images, _ in tqdm(batches, desc=progress, disable=silent, leave=False, unit="batch"):
                 rows.append(model(images.to(device)).logits.float().cpu().numpy())
     finally:
         model.train(was_training)

@@ -119,7 +119,9 @@ class Trainer:
             self.source, training.batch_size, training.seed, self.progress.step, training.workers
         )
         self._begin_log()
-        bar = tqdm(total=self.total_steps, initial=self.progress.step, unit="step", desc="train", smoothing=0.05)
+        bar = tqdm(
+            total=self.total_steps, initial=first, unit="step", desc="train", smoothing=0.05, disable=None
+        )  # fmt: skip
         with bar, interrupts_raise():
             started = time.perf_counter()
             try:
@@ -190,6 +192,8 @@ class Trainer:
             save_checkpoint(self.out / BEST, self.model, self.config, vars(progress))
         self.progress = progress  # not before: an interrupted validation is done again
         self._log({"step": step, "validation": progress.validation})
+        balanced, accuracy = metrics["balanced_accuracy"], metrics["accuracy"]
+        tqdm.write(f"step {step}: validation balanced accuracy {balanced:.4f}, accuracy {accuracy:.4f}")
         self.save_last()
 
     def save_last(self) -> None:

@@ -73,7 +73,7 @@ def path(tmp_path: Path) -> Path:
 def test_what_is_written_is_what_is_opened(path):
     bundle = Bundle.open(path)
     assert bundle.path == path and bundle.model_path == path / MODEL and bundle.model_path.read_bytes() == FILES[MODEL]
-    assert bundle.manifest == replace(manifest(), files=bundle.manifest.files)
+    assert bundle.manifest == replace(manifest(), files=bundle.manifest.files, digest=bundle.manifest.digest)
     assert dict(bundle.manifest.files) == {
         name: {"sha256": sha256_file(path / name), "bytes": len(content)} for name, content in FILES.items()
     }
@@ -373,3 +373,20 @@ def test_a_bundle_that_could_not_be_opened_is_not_written(path, changes, filler,
     before = Bundle.open(path)
     assert part in fails(lambda: write_bundle(path, manifest(**changes), filler, overwrite=True))
     assert Bundle.open(path) == before and os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("calibration", {"temperature": 0.01}), ("parity", {"passed": False}), ("source", {"sha256": "another"})],
+)
+def test_a_manifest_that_was_edited_is_refused(path, field, value):
+    data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    (path / MANIFEST).write_text(json.dumps({**data, field: value}), encoding="utf-8")
+    with pytest.raises(KcdpError, match=r"manifest.json was changed or damaged: its contents do not match its digest"):
+        Bundle.open(path)
+
+
+def test_a_manifest_that_was_only_laid_out_anew_is_accepted(path):
+    data = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    (path / MANIFEST).write_text(json.dumps(dict(reversed(data.items()))), encoding="utf-8")
+    assert Bundle.open(path).manifest.digest == data["digest"]

@@ -70,7 +70,7 @@ def test_commands_are_real(capsys):
 
 
 def test_extras_exist():
-    extras = re.findall(r"kcdp\[([\w-]+)\]", README)
+    extras = re.findall(r"(?:kcdp|\.)\[([\w-]+)\]", README)
     declared = (ROOT / "pyproject.toml").read_text()
     assert extras and all(re.search(rf"^{extra} = ", declared, flags=re.M) for extra in extras)
 
