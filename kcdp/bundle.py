@@ -105,7 +105,9 @@ class Manifest:
         missing_fields = sorted(set(known) - set(data))
         if unknown or missing_fields:
             hint = nearest(unknown[0], known) if unknown else ""
-            raise KcdpError(f"{where} has unknown fields {unknown}{hint}, lacks {missing_fields}", fix=again)
+            found = f"has unknown fields {unknown}{hint}" if unknown else ""
+            lacks = f"lacks {missing_fields}" if missing_fields else ""
+            raise KcdpError(f"{where} {', '.join(filter(None, (found, lacks)))}", fix=again)
         wrong = [f"{name} is {data[name]!r:.60}; expected {kind}" for name, (kind, right) in _FIELD_KINDS.items()
                  if not right(data[name])]  # fmt: skip
         if wrong:
