@@ -57,6 +57,14 @@ BASE = ("training.mixed_precision=no", "training.batch_size=8", "training.warmup
 STEPS_PER_EPOCH = 5
 
 
+@pytest.fixture(autouse=True)
+def _interrupts_are_heard():
+    """A shell ignores SIGINT for what it runs in the background, and the tests may be run there."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 def tiny(*overrides: str) -> Config:
     return load_config("tiny", overrides=(*BASE, *overrides))
 
