@@ -285,7 +285,7 @@ def test_twin_docstrings():
 def test_twin_traces():
     slash = "/"
     bad = [f"{slash}work/x", f"see {slash}root/.cache", f"{slash}home/ann/data", "pip --index" + "-url x",
-           "--extra-index" + "-url x", "find" + "-links = x", "https://files.python" + "hosted.org/p",
+           "--extra-index" + "-url x", "find" + "-links = x", "https:" + "//files.python" + "hosted.org/p",
            "registry.npm" + "js.org"]  # fmt: skip
     for line in bad:
         assert machine_traces(f"fine\n{line}\n") == [f"line 2: {line}"]
