@@ -20,8 +20,8 @@ def classification_metrics(labels: np.ndarray, predictions: np.ndarray) -> dict[
         labels, predictions: int [N], index in ``LABELS``; N >= 1, none negative.
 
     Returns:
-        ``n``, ``accuracy``, ``balanced_accuracy`` (mean recall), ``macro_f1``, ``recall``, ``precision``,
-        ``support`` by class name (recall None where support is 0), ``confusion`` [6][6] (row true, column
+        ``n``, ``accuracy``, ``balanced_accuracy`` (mean recall), ``macro_f1``, ``recall``, ``precision``, ``f1`` and
+        ``support`` by class name (recall and F1 None where support is 0), ``confusion`` [6][6] (row true, column
         predicted), and ``constant_baseline``: always answering the most frequent class of ``labels``.
 
     Raises:
@@ -51,6 +51,7 @@ def _scores(labels: np.ndarray, predictions: np.ndarray) -> dict[str, Any]:
         "macro_f1": float(f1[present].mean()),
         "recall": {c: float(recall[i]) if present[i] else None for i, c in enumerate(LABELS)},
         "precision": {c: float(precision[i]) for i, c in enumerate(LABELS)},
+        "f1": {c: float(f1[i]) if present[i] else None for i, c in enumerate(LABELS)},
         "support": {c: int(support[i]) for i, c in enumerate(LABELS)},
         "confusion": matrix.tolist(),
     }

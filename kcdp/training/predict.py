@@ -24,11 +24,33 @@ class Predictions:
         logits: float32 [N, 6].
         gates: float32 [N, experts], rows sum to 1.
         chosen: float32 [N, experts], 1 where an expert answered.
+        v: float32 [N, V], the pooled visual feature.
     """
 
     logits: np.ndarray
     gates: np.ndarray
     chosen: np.ndarray
+    v: np.ndarray
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """float64 [N, 6], softmax of the logits; rows sum to 1."""
+        return softmax(self.logits)
+
+
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Probabilities of logits divided by a temperature.
+
+    Args:
+        logits: float [N, C].
+        temperature: above 0; above 1 it makes the model less sure.
+
+    Returns:
+        float64 [N, C], rows sum to 1.
+    """
+    scaled = logits.astype(np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def predict(
@@ -59,9 +81,10 @@ def predict(
             silent = None if progress else True  # None: only on a terminal
             for batch in tqdm(batches, desc=progress, disable=silent, leave=False, unit="batch"):
                 # What is predicted from the picture is not measured with what a captioner has told of it.
-                given = batch.knowledge.to(device) if batch.knowledge is not None and model.knowledge is None else None
-                moe = model(batch.images.to(device), given).moe
-                rows.append([part.float().cpu().numpy() for part in (moe.logits, moe.gates, moe.chosen)])
+                told = batch.knowledge if getattr(model, "knowledge", None) is None else None
+                output = model(batch.images.to(device), None if told is None else told.to(device))
+                parts = (output.logits, output.moe.gates, output.moe.chosen, output.v)
+                rows.append([part.float().cpu().numpy() for part in parts])
     finally:
         model.train(was_training)
     return Predictions(*(np.concatenate(column) for column in zip(*rows, strict=True)))

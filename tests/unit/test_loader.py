@@ -502,7 +502,7 @@ class Answers(torch.nn.Module):
         zeros = torch.zeros(len(images), 6)
         gates = torch.full((len(images), 4), 0.25)
         moe = MoEOutput(zeros, gates, torch.tensor([[1.0, 1, 0, 0]]).expand(len(images), -1))
-        return SimpleNamespace(logits=zeros, moe=moe)
+        return SimpleNamespace(logits=zeros, v=images.flatten(1)[:, :3].float(), moe=moe)
 
 
 def test_evaluation_by_the_library_never_augments(faces):
@@ -523,6 +523,8 @@ def test_a_prediction_tells_which_experts_answered(faces):
     assert [part.shape for part in (found.logits, found.gates, found.chosen)] == [(12, 6), (12, 4), (12, 4)]
     assert {part.dtype for part in (found.logits, found.gates, found.chosen)} == {np.dtype(np.float32)}
     assert found.chosen.tolist() == [[1, 1, 0, 0]] * 12 and (found.gates == 0.25).all()
+    np.testing.assert_array_equal(found.v, torch.cat(model.seen).flatten(1)[:, :3])
+    assert found.v.dtype == np.float32 and (found.probabilities == 1 / 6).all()
 
 
 def test_knowledge_reaches_a_model_that_has_none_of_its_own(faces):
