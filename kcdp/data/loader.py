@@ -22,23 +22,39 @@ class Item(NamedTuple):
     """One picture, or a batch of them with N in front.
 
     Attributes:
-        images: uint8 [size, size, 3].
+        images: uint8 [size, size, 3]; [0] where latents stand in for it.
         labels: int64; -1: none.
         strong: uint8 [size, size, 3], the strongly augmented view, where one is made.
         knowledge: float32 [T, W], knowledge tokens, where there are any.
+        index: int64, the picture's place in its dataset.
+        wanted: int64, the place that was asked for: another one where that picture cannot be read.
+        latents, strong_latents: float32 [C, h, w], what a frozen encoder made of the two views, where that is cached.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     strong: torch.Tensor | None = None
     knowledge: torch.Tensor | None = None
+    index: torch.Tensor | None = None
+    wanted: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+    strong_latents: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Item:
         """The same on a device."""
-        strong = None if self.strong is None else self.strong.to(device, non_blocking=True)
-        knowledge = None if self.knowledge is None else self.knowledge.to(device, non_blocking=True)
-        images, labels = (part.to(device, non_blocking=True) for part in (self.images, self.labels))
-        return Item(images, labels, strong, knowledge)
+        return Item(*(None if part is None else part.to(device, non_blocking=True) for part in self))  # type: ignore[arg-type]
+
+    def seen(self) -> Item:
+        """The batch as the model is to see it: its strong view where there is one."""
+        return self._replace(
+            images=self.images if self.strong is None else self.strong,
+            latents=self.latents if self.strong_latents is None else self.strong_latents,
+        )
+
+    def parts(self, count: int) -> list[Item]:
+        """A batch as ``count`` smaller ones of one size; N must be a multiple of it."""
+        columns = [[None] * count if part is None else part.chunk(count) for part in self]
+        return [Item(*column) for column in zip(*columns, strict=True)]  # type: ignore[arg-type]
 
 
 class KnowledgeOf(Protocol):

@@ -24,6 +24,7 @@ from torch import nn
 
 from kcdp.errors import KcdpError
 from kcdp.models.alignment import Alignment, AlignmentOutput
+from kcdp.models.collective import gather_rows, processes
 
 
 class Cesa(Alignment):
@@ -89,8 +90,8 @@ class Cesa(Alignment):
     def forward(self, v: torch.Tensor, knowledge: torch.Tensor) -> AlignmentOutput:
         with torch.autocast(v.device.type, enabled=False):  # 8 bits of mantissa are too few for covariances
             v, k = v.to(self.mean_v.dtype), knowledge.to(self.mean_k.dtype).mean(dim=1)
-            if self.training and len(v) > 1:
-                self.observe(v.detach(), k.detach().expand(len(v), -1))
+            if self.training and len(v) * processes() > 1:
+                self.observe(gather_rows(v.detach()), gather_rows(k.detach().expand(len(v), -1)))
             scale_v, scale_k, scale_p = self._scales()
             v, k, p = (v - self.mean_v) / scale_v, (k - self.mean_k) / scale_k, self._prompt_means() / scale_p
             image = v @ self.projection_v + self.visual_map(v)

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
 from kcdp.errors import KcdpError
-from kcdp.models.alignment import Alignment, AlignmentOutput
+from kcdp.models.alignment import Alignment
+from kcdp.models.collective import BatchNorm
 from kcdp.models.diffusion_features import DiffusionFeatures
 from kcdp.models.implicit_knowledge import ImplicitKnowledge
-from kcdp.models.moe import MixtureOfExperts, MoEOutput
+from kcdp.models.moe import MixtureOfExperts
+from kcdp.models.network import EmotionNetwork, NetworkOutput
 from kcdp.models.pyramid import FeaturePyramid, pool_levels
 from kcdp.settings import HeadConfig
 
 #: Of ImageNet's pictures scaled to 0..1, by channel.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class KadapOutput:
-    """What the model says of a batch.
-
-    Attributes:
-        logits: [N, 6], in the order of ``kcdp.labels.LABELS``.
-        v: [N, 4 * pyramid channels], the pooled visual feature.
-        levels: the diffusion levels by name, fine to coarse.
-        moe: gates and choices.
-        knowledge: [N or 1, T, W], the knowledge tokens that were used.
-        alignment: the six prompts' scores, where they were asked for.
-    """
-
-    logits: torch.Tensor
-    v: torch.Tensor
-    levels: dict[str, torch.Tensor]
-    moe: MoEOutput
-    knowledge: torch.Tensor
-    alignment: AlignmentOutput | None = None
 
 
 class ConstantKnowledge(nn.Module):
@@ -62,7 +41,7 @@ class ConstantKnowledge(nn.Module):
         return self.embedding
 
 
-class Kadap(nn.Module):
+class Kadap(EmotionNetwork):
     """The whole model, from bytes to logits.
 
     Args:
@@ -72,12 +51,7 @@ class Kadap(nn.Module):
             caller gives them.
         alignment: prompts against pictures, for training; None: none.
         value_range: what 0..255 is mapped to; None: ImageNet's normalisation applied twice, as released.
-
-    Attributes:
-        external: names of the parameters that came from elsewhere and do not train; no checkpoint holds them.
     """
-
-    external: frozenset[str] = frozenset()
 
     scale: torch.Tensor
     shift: torch.Tensor
@@ -96,8 +70,9 @@ class Kadap(nn.Module):
         self.alignment = alignment
         self.pyramid = FeaturePyramid(features.levels, head.pyramid_channels)
         self.join = head.knowledge == "mean" and not isinstance(knowledge, ConstantKnowledge)
-        width = visual_width(features, head) + (features.width if self.join else 0)
-        self.norm = nn.BatchNorm1d(width) if head.normalize_v else nn.Identity()
+        self.visual = visual_width(features, head)
+        width = self.visual + (features.width if self.join else 0)
+        self.norm = BatchNorm(width) if head.normalize_v else nn.Identity()
         self.moe = MixtureOfExperts(
             width,
             experts=head.experts, hidden=head.hidden, top_k=head.top_k, renormalize=head.renormalize,
@@ -107,19 +82,20 @@ class Kadap(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
 
-    def forward(self, images: torch.Tensor, knowledge: torch.Tensor | None = None, align: bool = False) -> KadapOutput:
-        """Logits and what led to them.
-
-        Args:
-            images: uint8 [N, H, W, 3], RGB, as ``PreprocessSpec.apply`` gives them.
-            knowledge: float [N or 1, T, W]; None: the model's own. What is given wins in every mode.
-            align: also score the six prompts.
+    def forward(
+        self,
+        images: torch.Tensor,
+        knowledge: torch.Tensor | None = None,
+        align: bool = False,
+        latents: torch.Tensor | None = None,
+    ) -> NetworkOutput:
+        """Logits and what led to them; see ``EmotionNetwork.forward``. Knowledge that is given wins in every mode.
 
         Raises:
             KcdpError: no knowledge given in the mode "explicit", or knowledge of another shape.
         """
-        scaled = images.permute(0, 3, 1, 2).to(self.scale.dtype) * self.scale + self.shift
-        latents = self.features.encoder(scaled)
+        if latents is None:
+            latents = self.encode(images)
         knowledge = self._knowledge(latents, knowledge)
         levels = self.features.decode(latents, knowledge)
         v = pool_levels(self.pyramid(levels))
@@ -128,7 +104,16 @@ class Kadap(nn.Module):
         moe = self.moe(joined)
         seen = joined[:, : v.shape[1]]
         alignment = self.alignment(seen, knowledge) if align and self.alignment is not None else None
-        return KadapOutput(moe.logits, v, levels, moe, knowledge, alignment)
+        return NetworkOutput(moe.logits, v, moe, knowledge, levels, alignment)
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [N, H, W, 3] to latents [N, C, h, w]: all that the autoencoder's part of the work is."""
+        scaled = images.permute(0, 3, 1, 2).to(self.scale.dtype) * self.scale + self.shift
+        return self.features.encoder(scaled)
+
+    def is_backbone(self, name: str) -> bool:
+        """Encoder and U-Net, adapters apart."""
+        return name.startswith("features.") and "lora_" not in name
 
     def _knowledge(self, latents: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor:
         expected = (self.features.tokens, self.features.width)
