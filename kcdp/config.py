@@ -197,6 +197,8 @@ def _convert(hint: Any, value: Any, path: str, errors: list[str]) -> Any:
             errors.append(f"{path} is {value!r}{hint_text}; expected one of {known}")
         return value
     if origin is tuple:
+        if isinstance(value, str) and arguments[0] is str:
+            return (value,) if value else ()  # one text stands for a list of one
         if not isinstance(value, (list, tuple)):
             errors.append(f"{path} is {value!r}; expected a list")
             return value

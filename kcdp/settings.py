@@ -27,7 +27,7 @@ _RANGES: Mapping[str, Mapping[str, tuple[float, float | None]]] = {
         "warmup_steps": (0, None), "gradient_clip": (0, None), "label_smoothing": (0, 1),
         "classification_weight": (0, None), "alignment_weight": (0, None), "balance_weight": (0, None),
         "distill_weight": (0, None), "ema_decay": (0, 0.999999), "validate_every": (0, None),
-        "validation_sample": (0, None), "workers": (0, 1024), "seed": (0, 2**63 - 1),
+        "validation_sample": (0, None), "workers": (-1, 1024), "accumulate": (1, 4096), "views": (0, 1024), "seed": (0, 2**63 - 1),
     },
     "training.pseudo_labels": {"weight": (0, None), "confidence": (0, 1), "momentum": (0, 0.999999), "ramp_up": (0, 1)},
 }  # fmt: skip
@@ -245,6 +245,7 @@ class ModelConfig:
     """What the model is.
 
     Attributes:
+        network: "kadap" (the paper's); "clip" and "pvt": baselines that the profiles of their names set up.
         backbone: a folder or hub name in diffusers layout (``unet``, ``vae``); "scratch" builds from
             the ``unet`` and ``encoder`` tables; empty where a preset leaves the choice to the user.
         train_backbone: whether encoder and U-Net train; frozen parts are not stored in checkpoints.
@@ -255,6 +256,7 @@ class ModelConfig:
             "imagenet-twice" subtracts ImageNet's mean and divides by its deviation two times (released code).
     """
 
+    network: Literal["kadap", "clip", "pvt"] = "kadap"
     backbone: str = "scratch"
     train_backbone: bool = False
     train_encoder: bool = True
@@ -324,10 +326,17 @@ class TrainingConfig:
     Attributes:
         init_from: run or checkpoint whose weights to start from; what it lacks starts afresh. ``kcdp train`` takes its
             ``model`` and ``preprocess`` tables too, wherever a file or ``--set`` says nothing else.
+        method: "kcdp", or a baseline: "source-only", "dann", "cdan", "mcc", "fixmatch"; the profiles of their names set
+            what else belongs to them.
         epochs: passes over the source.
         max_steps: stop after so many optimiser steps; 0: no limit. The schedule spans what is run.
-        batch_size: labelled pictures per step.
+        batch_size: labelled pictures per step, over all processes and accumulated parts.
         target_batch_size: unlabelled pictures per step; 0: as many. Of a smaller target, all of it.
+        accumulate: parts that a process's share of a batch is worked off in, one after another; their gradients are
+            added up. Saves memory; statistics over a batch are then of its parts.
+        views: how many augmented views of a picture there are, used in turn, epoch by epoch; 0: a new one every time.
+        cache_latents: keep what a frozen encoder makes of each view, in the folder ``latents`` of the run; needs
+            ``views``.
         shuffle: a new order every epoch (released code: no).
         learning_rate, weight_decay, warmup_steps, gradient_clip: AdamW; weight decay spares norms and biases; clip 0
             turns it off.
@@ -358,16 +367,22 @@ class TrainingConfig:
         validation_sample: validate on so many pictures, drawn anew and unseeded every time (released code: 1,000); 0:
             all of them.
         select: what ``best.safetensors`` is: the best at "validation", or the "last" validated.
-        workers: processes that read pictures; 0: the training process itself.
+        workers: processes that read pictures, for each training process; 0: the training process itself; -1: up to 8
+            where a GPU trains, else 0.
+        tensorboard: whether the log is also written as TensorBoard events, in the folder ``tensorboard`` of the run.
         seed: of weights, order and augmentation.
         device: "auto", "cpu", "cuda", "cuda:1", ...
     """
 
+    method: Literal["kcdp", "source-only", "dann", "cdan", "mcc", "fixmatch"] = "kcdp"
     init_from: str = ""
     epochs: int = 10
     max_steps: int = 0
     batch_size: int = 16
     target_batch_size: int = 0
+    accumulate: int = 1
+    views: int = 0
+    cache_latents: bool = False
     shuffle: bool = True
     learning_rate: float = 1e-4
     weight_decay: float = 1e-2
@@ -393,7 +408,8 @@ class TrainingConfig:
     validate_every: int = 0
     validation_sample: int = 0
     select: Literal["validation", "last"] = "validation"
-    workers: int = 0
+    workers: int = -1
+    tensorboard: bool = True
     seed: int = 0
     device: str = "auto"
 
@@ -405,6 +421,8 @@ class TrainingConfig:
             if teacher else "",
             "training.pseudo_labels.teacher is 'start' and training.init_from empty; expected a run to start from"
             if self.pseudo_labels.teacher == "start" and not self.init_from else "",
+            "training.cache_latents is true and training.views 0; expected a number of views to keep, such as 4"
+            if self.cache_latents and not self.views and self.augmentation != "none" else "",
         )  # fmt: skip
 
 
@@ -412,18 +430,20 @@ class TrainingConfig:
 class DataConfig:
     """Which pictures: dataset strings such as ``fer2013:PATH?split=train``.
 
+    Of several in one list, each may have a ``weight``: the share of drawn pictures that are its own.
+
     Attributes:
         source: labelled training pictures.
         target: unlabelled training pictures of the other domain (setting DA); empty: none (setting UC). Where they
             have labels, the log counts how many pseudo-labels are right; nothing else looks at them.
-        validation: pictures that choose the best checkpoint; empty: the source's own "val" split.
+        validation: pictures that choose the best checkpoint; empty: the sources' own "val" splits.
         captions: captions files; together they hold every picture of source, target and validation. Of two captions of
             a picture the first file's counts.
         ancestors: what the run that ``training.init_from`` names has seen; filled in by ``kcdp train``.
     """
 
-    source: str = ""
-    target: str = ""
-    validation: str = ""
+    source: tuple[str, ...] = ()
+    target: tuple[str, ...] = ()
+    validation: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
     ancestors: tuple[str, ...] = ()
