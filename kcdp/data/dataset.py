@@ -51,6 +51,10 @@ class ImageDataset(ABC):
             KcdpError: the picture is missing or cannot be decoded; the message names it.
         """
 
+    def name_of(self, index: int) -> str:
+        """The dataset string under which the picture at a position is found: of a mixture, that of its part."""
+        return self.name
+
     def subset(self, indices: Sequence[int]) -> ImageDataset:
         """The same pictures, fewer of them, in the order given."""
         return Subset(self, indices)
@@ -81,3 +85,6 @@ class Subset(ImageDataset):
 
     def image(self, index: int) -> Image.Image:
         return self._parent.image(self._indices[index])
+
+    def name_of(self, index: int) -> str:
+        return self._parent.name_of(self._indices[index])

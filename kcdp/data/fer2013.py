@@ -1,8 +1,9 @@
 """``fer2013:PATH``: FER-2013 (Goodfellow et al. 2013), grey face photographs of 48x48 pixels.
 
-PATH is a folder, a .zip of that folder (read in place), or the original csv. "neutral" is dropped. The folder and
-the zip hold ``[fer2013/]{train,val,test}/<class>/<file>``; train and test alone will do. The dataset's own splits
-are kept: in the csv, Training is train, PublicTest is val and PrivateTest is test.
+PATH is a folder, a .zip of that folder (read in place), or the original csv. "neutral" is dropped; with
+``neutral=only`` the six emotions are, and the neutral faces have no label. The folder and the zip hold
+``[fer2013/]{train,val,test}/<class>/<file>``; train and test alone will do. The dataset's own splits are kept: in the
+csv, Training is train, PublicTest is val and PrivateTest is test.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from kcdp.data.dataset import ImageDataset, Sample
-from kcdp.data.folder import classify, find_pictures, is_picture
+from kcdp.data.folder import classify, find_pictures, is_picture, require_pictures
 from kcdp.decoding import decode
 from kcdp.errors import KcdpError, nearest
 from kcdp.labels import map_class
@@ -28,30 +29,35 @@ _PREFIX = "fer2013/"
 _LAYOUT = "{train,val,test}/<class>/<picture>, with or without fer2013/ above"
 
 
-def open_fer2013(name: str, path: str | Path) -> ImageDataset:
-    """The reader for what PATH is. All of them have the attribute ``dropped``, the number of neutral faces.
+def open_fer2013(name: str, path: str | Path, neutral: bool = False) -> ImageDataset:
+    """The reader for what PATH is. All of them have the attribute ``dropped``, the number of faces left out.
+
+    Args:
+        name: the dataset string.
+        path: folder, .zip or .csv.
+        neutral: only the neutral faces, without a label.
 
     Raises:
         KcdpError: PATH is missing or is none of the three forms.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        return FerFolder(name, path)
+        return FerFolder(name, path, neutral)
     if not path.exists():
         raise KcdpError(f"{path} does not exist", "the FER-2013 folder, .zip or .csv", "check the path after fer2013:")
     readers = {".zip": FerZip, ".csv": FerCsv}
     if path.suffix.lower() not in readers:
         raise KcdpError(f"{path} is a {path.suffix or 'nameless kind of'} file", "a folder, a .zip or a .csv")
-    return readers[path.suffix.lower()](name, path)
+    return readers[path.suffix.lower()](name, path, neutral)
 
 
 class FerFolder(ImageDataset):
     """Split folders on disk. Keys are ``split/class/file``."""
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, neutral: bool = False) -> None:
         inner = path / _PREFIX.strip("/")
         self.root = inner if inner.is_dir() else path
-        samples, self.dropped = _classify_splits(find_pictures(self.root), str(self.root))
+        samples, self.dropped = _classify_splits(find_pictures(self.root), str(self.root), neutral)
         super().__init__(name, samples)
 
     def image(self, index: int) -> Image.Image:
@@ -66,14 +72,14 @@ class FerZip(ImageDataset):
     because a forked child shares its parent's position in the file.
     """
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, neutral: bool = False) -> None:
         self.path = path
         self._open: tuple[int, zipfile.ZipFile] | None = None
         self._lock = threading.Lock()
         members = [member for member in self._archive().namelist() if is_picture(member)]
         self._prefix = _PREFIX if members and all(member.startswith(_PREFIX) for member in members) else ""
         keys = sorted(member[len(self._prefix) :] for member in members)
-        samples, self.dropped = _classify_splits(keys, str(path))
+        samples, self.dropped = _classify_splits(keys, str(path), neutral)
         super().__init__(name, samples)
 
     def image(self, index: int) -> Image.Image:
@@ -112,7 +118,7 @@ class FerCsv(ImageDataset):
     Only each line's position is kept; the pixels are read when a picture is asked for.
     """
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, neutral: bool = False) -> None:
         self.path = path
         self.dropped = 0
         samples: list[Sample] = []
@@ -124,14 +130,15 @@ class FerCsv(ImageDataset):
             for number, line in enumerate(handle, start=2):
                 if line.strip():
                     sample = self._read_line(line, number)
-                    if sample is None:
+                    if (sample.label is None) != neutral:
                         self.dropped += 1
                     else:
                         samples.append(sample)
                         self._offsets.append(offset)
                 offset += len(line)
-        if not samples:
+        if not samples and not self.dropped:
             raise KcdpError(f"{path} holds no pictures", "one line a picture below the header")
+        require_pictures(samples, self.dropped, str(path), neutral)
         super().__init__(name, samples)
 
     def image(self, index: int) -> Image.Image:
@@ -160,7 +167,7 @@ class FerCsv(ImageDataset):
         emotion, pixels, usage = (found.index(column) for column in _COLUMNS)
         return emotion, pixels, usage
 
-    def _read_line(self, line: bytes, number: int) -> Sample | None:
+    def _read_line(self, line: bytes, number: int) -> Sample:
         where, fields = f"{self.path} line {number}", self._fields(line)
         if len(fields) != len(_COLUMNS):
             raise KcdpError(f"{where} has {len(fields)} fields", str(len(_COLUMNS)), "fetch the csv again")
@@ -169,8 +176,7 @@ class FerCsv(ImageDataset):
             raise KcdpError(f"{where}: Usage is {usage!r}{nearest(usage, USAGES)}", f"one of {', '.join(USAGES)}")
         if not code.isdecimal() or int(code) > 6:
             raise KcdpError(f"{where}: emotion is {code!r}", "a number from 0 to 6")
-        label = map_class("fer2013", int(code))
-        return None if label is None else Sample(f"line/{number:06d}", label, USAGES[usage])
+        return Sample(f"line/{number:06d}", map_class("fer2013", int(code)), USAGES[usage])
 
     @staticmethod
     def _fields(line: bytes) -> list[bytes]:
@@ -178,10 +184,10 @@ class FerCsv(ImageDataset):
         return [field.strip().strip(b'"') for field in line.split(b",")]
 
 
-def _classify_splits(keys: list[str], where: str) -> tuple[list[Sample], int]:
+def _classify_splits(keys: list[str], where: str, neutral: bool) -> tuple[list[Sample], int]:
     """``classify`` for FER-2013, where every picture must have a split and a class."""
-    samples, dropped = classify(keys, dataset="fer2013", where=where)
+    samples, dropped = classify(keys, dataset="fer2013", where=where, neutral=neutral)
     for sample in samples:
-        if sample.split is None or sample.label is None:
+        if sample.split is None or (sample.label is None and not neutral):
             raise KcdpError(f"{where} holds {sample.key}", _LAYOUT, "use folder: for pictures laid out otherwise")
     return samples, dropped

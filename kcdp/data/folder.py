@@ -1,7 +1,8 @@
 """``folder:PATH``: pictures in one folder a class, with or without train/val/test folders above them.
 
 ``PATH/<class>/**/*.png`` or ``PATH/{train,val,test}/<class>/**/*.png``; a folder that holds nothing but pictures
-is an unlabelled set. Class folders are named as in ``kcdp.labels`` ("happy", "joy", ...), in any case.
+is an unlabelled set. Class folders are named as in ``kcdp.labels`` ("happy", "joy", ...), in any case. "neutral" is
+dropped; with ``neutral=only`` everything else is, and the neutral pictures have no label.
 """
 
 from __future__ import annotations
@@ -27,16 +28,26 @@ class FolderDataset(ImageDataset):
 
     Attributes:
         root: the folder.
-        dropped: number of pictures left out because the task has no such class ("neutral").
+        dropped: number of pictures left out because the task has no such class ("neutral"); with ``neutral``, of all
+            others.
     """
 
-    def __init__(self, name: str, path: str | Path) -> None:
-        """Raises KcdpError: no such folder, no pictures in it, or folders that are no class."""
+    def __init__(self, name: str, path: str | Path, neutral: bool = False) -> None:
+        """
+        Args:
+            name: the dataset string.
+            path: the folder.
+            neutral: only the neutral pictures.
+
+        Raises:
+            KcdpError: no such folder, no pictures in it, or folders that are no class.
+        """
         self.root = Path(path).expanduser()
         if not self.root.is_dir():
             what = "is not a folder" if self.root.exists() else "does not exist"
             raise KcdpError(f"{self.root} {what}", "a folder of pictures", "check the path after folder:")
-        samples, self.dropped = classify(find_pictures(self.root), dataset="folder", where=str(self.root))
+        keys = find_pictures(self.root)
+        samples, self.dropped = classify(keys, dataset="folder", where=str(self.root), neutral=neutral)
         super().__init__(name, samples)
 
     def image(self, index: int) -> Image.Image:
@@ -68,16 +79,17 @@ def is_picture(key: str) -> bool:
     return key.lower().endswith(tuple(PICTURE_EXTENSIONS)) and not hidden
 
 
-def classify(keys: Sequence[str], *, dataset: str, where: str) -> tuple[list[Sample], int]:
+def classify(keys: Sequence[str], *, dataset: str, where: str, neutral: bool = False) -> tuple[list[Sample], int]:
     """Samples from paths: ``[split/]class/.../file``, or files alone (unlabelled).
 
     Args:
         keys: sorted relative paths with forward slashes; each becomes a sample's key.
         dataset: a key of ``kcdp.labels.DATASET_CLASSES``, whose class names count.
         where: the folder or archive, for messages.
+        neutral: only the pictures of dropped classes, without a label, instead of all others.
 
     Returns:
-        the samples in the order given, and how many pictures were dropped with their class.
+        the samples in the order given, and how many pictures were left out.
 
     Raises:
         KcdpError: no pictures; a folder that is neither a split nor a class; loose pictures beside class folders.
@@ -94,13 +106,16 @@ def classify(keys: Sequence[str], *, dataset: str, where: str) -> tuple[list[Sam
         split, rest = _split_of(key, where) if has_splits else (None, key)
         if "/" not in rest:
             loose.setdefault(split, key)
-            samples.append(Sample(key, None, split))
+            if neutral:
+                dropped += 1
+            else:
+                samples.append(Sample(key, None, split))
             continue
         foldered.add(split)
         raw = rest.split("/", 1)[0]
         if raw not in classes:
             classes[raw] = _class_of(raw, dataset, f"{where}/{key[: len(key) - len(rest)]}{raw}")
-        if classes[raw] is None:
+        if (classes[raw] is None) != neutral:
             dropped += 1
         else:
             samples.append(Sample(key, classes[raw], split))
@@ -111,9 +126,16 @@ def classify(keys: Sequence[str], *, dataset: str, where: str) -> tuple[list[Sam
             "either folders or pictures",
             "move the loose pictures into a class folder, or out",
         )
+    require_pictures(samples, dropped, where, neutral)
+    return samples, dropped
+
+
+def require_pictures(samples: Sequence[Sample], dropped: int, where: str, neutral: bool) -> None:
+    """Raises KcdpError where nothing is left of the ``dropped`` pictures of ``where``; ``neutral`` was asked for."""
+    if not samples and neutral:
+        raise KcdpError(f"{where} holds no neutral pictures ({dropped} others)", fix="leave neutral=only out")
     if not samples:
         raise KcdpError(f"{where} holds only dropped classes ({dropped} pictures)", "one of the six emotions")
-    return samples, dropped
 
 
 def _split_of(key: str, where: str) -> tuple[str, str]:

@@ -214,14 +214,14 @@ def captions_for(
     for file in reversed(opened):
         held.update(file.rows)
     rows = [held.get(picture_hash(dataset.image(index))) for index in range(len(dataset))]
-    missing = [sample.key for sample, row in zip(dataset.samples, rows, strict=True) if row is None]
+    missing = [index for index, row in enumerate(rows) if row is None]
     if missing:
         name = captions.captioners[0].split()[0] if captions.captioners else "NAME"
         raise KcdpError(
             f"{', '.join(str(file.path) for file in opened)} {'has' if len(opened) == 1 else 'have'} no caption for "
-            f"{len(missing)} of {len(dataset)} pictures of {dataset.name!r} (first: {missing[0]!r})",
+            f"{len(missing)} of {len(dataset)} pictures of {dataset.name!r} (first: {dataset.samples[missing[0]].key!r})",
             "a caption for every picture",
-            f'run: kcdp knowledge caption --data "{dataset.name}" --captioner {name} --out {captions.path}',
+            f'run: kcdp knowledge caption --data "{dataset.name_of(missing[0])}" --captioner {name} --out {captions.path}',
         )
     found = [row for row in rows if row is not None]
     leaking = [row for row in found if row.leaks_labels]

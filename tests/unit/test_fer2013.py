@@ -226,7 +226,8 @@ def test_csv_header(tmp_path):
         ("x,1 2,Training", "line 2: emotion is 'x'; expected a number from 0 to 6"),
         ("0,1 2,Trainin", "line 2: Usage is 'Trainin' (did you mean 'Training'?); expected one of Training, PublicT"),
         ("0,1 2", "line 2 has 2 fields; expected 3; fetch the csv again"),
-        ("6,1 2,Training", "holds no pictures; expected one line a picture below the header"),
+        ("6,1 2,Training", "holds only dropped classes (1 pictures); expected one of the six emotions"),
+        ("", "holds no pictures; expected one line a picture below the header"),
     ],
 )
 def test_csv_lines(tmp_path, line, message):
@@ -245,6 +246,24 @@ def test_csv_pixels(tmp_path, values):
     )
     path.unlink()
     assert fails(lambda: data.image(0)) == f"the picture {path}:line/000002 is missing; put the csv back"
+
+
+def test_only_the_neutral_faces(folder, archive, tmp_path):
+    for path in (folder, archive, write_csv(tmp_path / "fer2013.csv")):
+        data = open_fer2013("x", path, neutral=True)
+        assert sorted((s.split, s.label) for s in data.samples) == [("test", None), ("train", None)]
+        assert {s.split: data.image(i).tobytes() for i, s in enumerate(data.samples)} == {
+            "train": pixels(1).tobytes(), "test": pixels(4).tobytes(),
+        }  # fmt: skip
+        assert data.dropped == 3
+
+
+def test_no_neutral_faces(tmp_path):
+    path = tmp_path / "fer.csv"
+    path.write_text("emotion,pixels,Usage\n0,1,Training\n")
+    assert fails(lambda: open_fer2013("x", path, neutral=True)) == (
+        f"{path} holds no neutral pictures (1 others); leave neutral=only out"
+    )
 
 
 @pytest.mark.data

@@ -55,6 +55,24 @@ def test_neutral_is_dropped_and_counted(tmp_path):
     assert [s.key for s in data.samples] == ["happy/a.png"] and data.dropped == 2
 
 
+def test_only_the_neutral_pictures(tmp_path):
+    for name in ("train/happy/a.png", "train/neutral/b.png", "test/Neutral/deep/c.png", "val/loose.png"):
+        picture(tmp_path / name)
+    data = FolderDataset("x", tmp_path, neutral=True)
+    assert [(s.key, s.label, s.split) for s in data.samples] == [
+        ("test/Neutral/deep/c.png", None, "test"), ("train/neutral/b.png", None, "train"),
+    ]  # fmt: skip
+    assert data.dropped == 2 and data.image(1).size == (5, 4)
+
+
+def test_no_neutral_pictures(tmp_path):
+    for name in ("happy/a.png", "sad/b.png"):
+        picture(tmp_path / name)
+    assert fails(lambda: FolderDataset("x", tmp_path, neutral=True)) == (
+        f"{tmp_path} holds no neutral pictures (2 others); leave neutral=only out"
+    )
+
+
 def test_pictures_alone_are_unlabelled(tmp_path):
     for name in ("b.png", "a.png"):
         picture(tmp_path / name)

@@ -91,9 +91,9 @@ def test_parse_splits_at_the_first_colon_only():
         ("synthetic:photo", "dataset 'synthetic:photo': synthetic has no 'photo' (did you mean 'photos'?); "
                             "expected one of photos, stickers"),
         ("folder:x?lmit=3", "dataset 'folder:x?lmit=3': folder has no option 'lmit' (did you mean 'limit'?); "
-                            "expected one of labelled, limit, only, split"),
+                            "expected one of labelled, limit, neutral, only, split, weight"),
         ("folder:x?styles=noto", "dataset 'folder:x?styles=noto': folder has no option 'styles'; "
-                                 "expected one of labelled, limit, only, split"),
+                                 "expected one of labelled, limit, neutral, only, split, weight"),
         ("folder:x?limit=3&limit=4", "dataset 'folder:x?limit=3&limit=4' has the option 'limit' twice; "
                                      "expected each option once"),
         ("folder:x?limit", "dataset 'folder:x?limit': option 'limit' has no value; expected a whole number from 1"),
@@ -200,6 +200,17 @@ def test_only_labelled_can_be_hidden_too():
     assert data.image(0).getpixel((0, 0)) == 1
 
 
+def test_neutral_pictures_alone(split_folder):
+    (split_folder / "test/neutral").mkdir()
+    Image.new("RGB", (2, 2)).save(split_folder / "test/neutral/n.png")
+    data = open_dataset(f"folder:{split_folder}?neutral=only&split=test")
+    assert keys(data) == ["test/neutral/n.png"] and data.labels.tolist() == [-1]
+    text = f"folder:{split_folder}?neutral=yes"
+    assert fails(lambda: open_dataset(text)) == f"dataset {text!r}: neutral is 'yes'; expected only"
+    text = "synthetic:photos?neutral=only"
+    assert "synthetic has no option 'neutral'" in fails(lambda: open_dataset(text))
+
+
 def test_opened_datasets_can_be_pickled(split_folder):
     data = pickle.loads(pickle.dumps(open_dataset(f"folder:{split_folder}?limit=2&labelled=no")))
     assert len(data) == 2 and data.image(1).size == (2, 2)
@@ -251,5 +262,5 @@ def test_list_help_names_every_kind_and_option(capsys):
         run_command("list", "--help")
     shown = capsys.readouterr().out
     assert stopped.value.code == 0
-    for word in (*KINDS, "styles=", "limit=", "labelled=", "only=", "split=", "seed="):
+    for word in (*KINDS, "styles=", "limit=", "labelled=", "only=", "split=", "seed=", "weight=", "neutral="):
         assert word in shown
