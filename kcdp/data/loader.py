@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -11,11 +13,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from kcdp.data.dataset import ImageDataset
+from kcdp.data.sampler import EpochSampler, Share, mix_seeds, mixture_of
 from kcdp.data.transforms import Augmentation, make_augmentation
 from kcdp.errors import KcdpError
 from kcdp.preprocess import PreprocessSpec
 
 CACHE_BYTES = 2 << 30
+#: How many unreadable pictures in a row are passed over.
+PATIENCE = 100
 
 
 class Item(NamedTuple):
@@ -67,13 +72,17 @@ class KnowledgeOf(Protocol):
 class TensorDataset(Dataset):
     """Preprocessed pictures as tensors, kept in memory once read where the whole set fits in 2 GiB.
 
+    Worker processes that are forked share that memory.
+
     Args:
         dataset: where pictures come from.
         spec: the preprocessing.
         augmentation: see ``make_augmentation``.
-        seed: with the epoch and the index it fixes each augmented picture.
+        seed: with the pass and the index it fixes each augmented picture.
         strong: augmentation of a second view; empty: no second view.
         knowledge: knowledge tokens of ``dataset``'s pictures.
+        views: how many augmentations of a picture there are, used in turn; 0: a new one every pass.
+        tolerant: in the place of a picture that cannot be read, give the next one that can.
     """
 
     def __init__(
@@ -85,23 +94,29 @@ class TensorDataset(Dataset):
         *,
         strong: str = "",
         knowledge: KnowledgeOf | None = None,
+        views: int = 0,
+        tolerant: bool = False,
     ) -> None:
         self.dataset, self.spec, self.seed, self.knowledge = dataset, spec, seed, knowledge
+        self.views, self.tolerant = views, tolerant
         self.labels = dataset.labels
         self._augment = make_augmentation(augmentation, spec.size)
         self._strong = make_augmentation(strong, spec.size) if strong else None
-        shape = (len(dataset), spec.size, spec.size, 3)
-        self._cache = np.empty(shape, np.uint8) if np.prod(shape) <= CACHE_BYTES else None
-        self._cached = np.zeros(len(dataset), bool)
+        self._unreadable: set[int] = set()
+        self._reserve()
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Item:
-        """``index`` or ``(epoch, index)``."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        picture = self._preprocessed(index)
-        seeds = (self.seed, epoch, index)
+        """``index`` or ``(pass, index)``.
+
+        Raises:
+            KcdpError: the picture cannot be read; where ``tolerant``, none of a hundred in a row.
+        """
+        turn, wanted = key if isinstance(key, tuple) else (0, key)
+        index, picture = self._readable(wanted)
+        seeds = (self.seed, turn % self.views if self.views else turn, wanted)
         strong = None if self._strong is None else _augmented(picture, self._strong, *seeds, 1)
         knowledge = None if self.knowledge is None else torch.from_numpy(self.knowledge.tokens(index))
         if self._augment is not None:
@@ -109,11 +124,30 @@ class TensorDataset(Dataset):
         return Item(
             torch.from_numpy(picture), torch.tensor(int(self.labels[index])),
             None if strong is None else torch.from_numpy(strong), knowledge,
+            torch.tensor(index), torch.tensor(wanted),
         )  # fmt: skip
 
     def subset(self, indices: Sequence[int]) -> Subset:
         """Some of the pictures, in the order given; they share this one's memory."""
         return Subset(self, indices)
+
+    def _readable(self, wanted: int) -> tuple[int, np.ndarray]:
+        """The picture that was asked for, or the next one that can be read, with its place."""
+        for step in range(min(PATIENCE, len(self)) if self.tolerant else 1):
+            index = (wanted + step) % len(self)
+            if index in self._unreadable:
+                continue
+            try:
+                return index, self._preprocessed(index)
+            except KcdpError:
+                if not self.tolerant:
+                    raise
+                self._unreadable.add(index)
+        raise KcdpError(
+            f"{self.dataset.name}: {min(PATIENCE, len(self))} pictures in a row cannot be read, the first is "
+            f"{self.dataset.samples[wanted].key}",
+            "pictures that can be read", "look at them with: kcdp data check",
+        )  # fmt: skip
 
     def _preprocessed(self, index: int) -> np.ndarray:
         if self._cache is None:
@@ -123,6 +157,20 @@ class TensorDataset(Dataset):
             self._cached[index] = True
         return self._cache[index].copy()
 
+    def _reserve(self) -> None:
+        """Memory for the pictures; it is taken only as they come."""
+        shape = (len(self.dataset), self.spec.size, self.spec.size, 3)
+        fits = np.prod(shape) <= CACHE_BYTES
+        self._cache = _shared(shape, np.uint8) if fits else None
+        self._cached = _shared(shape[:1], bool)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("_cache", "_cached")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._reserve()
+
 
 class Subset(TensorDataset):
     """A choice of pictures of a ``TensorDataset``."""
@@ -130,6 +178,12 @@ class Subset(TensorDataset):
     def __init__(self, whole: TensorDataset, indices: Sequence[int]) -> None:
         self.whole, self.indices = whole, list(indices)
         self.dataset, self.spec, self.labels = whole.dataset, whole.spec, whole.labels[self.indices]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -140,6 +194,12 @@ class Subset(TensorDataset):
         return self.whole[self.indices[key]]
 
 
+def _shared(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Zeros that a forked child sees and changes too."""
+    size = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
+    return np.frombuffer(mmap.mmap(-1, size), dtype, math.prod(shape)).reshape(shape)
+
+
 def _augmented(picture: np.ndarray, augment: Augmentation, *seeds: int) -> np.ndarray:
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it would also touch the GPUs' generators, and takes a hundred times longer.
@@ -147,58 +207,37 @@ def _augmented(picture: np.ndarray, augment: Augmentation, *seeds: int) -> np.nd
         return np.array(augment(Image.fromarray(picture)))
 
 
-class EpochSampler:
-    """Endless batches of ``(epoch, index)``: every epoch a new permutation, the last short batch dropped.
-
-    Args:
-        length: pictures in the dataset.
-        batch_size: pictures per batch; at most ``length`` are used.
-        seed: fixes all permutations.
-        start: the batch to begin with, counted from the beginning of training (for resuming).
-        shuffle: False: the dataset's own order, every epoch.
-    """
-
-    def __init__(self, length: int, batch_size: int, seed: int, start: int = 0, shuffle: bool = True) -> None:
-        self.length, self.seed, self.start, self.shuffle = length, seed, start, shuffle
-        self.batch_size = min(batch_size, length)
-        self.batches_per_epoch = length // self.batch_size
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, batch = divmod(self.start, self.batches_per_epoch)
-        while True:
-            generator = torch.Generator().manual_seed(mix_seeds(self.seed, epoch))
-            order = torch.randperm(self.length, generator=generator).tolist() if self.shuffle else range(self.length)
-            for i in range(batch, self.batches_per_epoch):
-                yield [(epoch, index) for index in order[i * self.batch_size : (i + 1) * self.batch_size]]
-            epoch, batch = epoch + 1, 0
-
-
-def mix_seeds(*parts: int) -> int:
-    """One 63-bit seed from several numbers, the same on every machine."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
 def collate(items: list[Item]) -> Item:
     """Items of one dataset to one item with N in front."""
-    strong = [item.strong for item in items if item.strong is not None]
-    knowledge = [item.knowledge for item in items if item.knowledge is not None]
-    return Item(
-        torch.stack([item.images for item in items]), torch.stack([item.labels for item in items]),
-        torch.stack(strong) if strong else None, torch.stack(knowledge) if knowledge else None,
-    )  # fmt: skip
+    columns = ([part for part in column if part is not None] for column in zip(*items, strict=True))
+    return Item(*(torch.stack(column) if column else None for column in columns))  # type: ignore[arg-type]
 
 
 def training_batches(
-    data: TensorDataset, batch_size: int, seed: int, start: int = 0, workers: int = 0, shuffle: bool = True
+    data: TensorDataset,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    workers: int = 0,
+    shuffle: bool = True,
+    *,
+    share: Share = Share(),
+    pin_memory: bool = False,
 ) -> Iterator[Item]:
-    """Endless batches.
+    """Endless batches; see ``EpochSampler`` for the arguments.
+
+    Args:
+        pin_memory: in memory from which a GPU can copy while it computes.
 
     Raises:
         KcdpError: a picture cannot be read, by this process or a worker.
     """
-    sampler = EpochSampler(len(data), batch_size, seed, start, shuffle)
+    sampler = EpochSampler(
+        len(data), batch_size, seed, start, shuffle, mixture=mixture_of(data.dataset), share=share
+    )  # fmt: skip
     loader = DataLoader(
-        data, batch_sampler=sampler, num_workers=workers, persistent_workers=False, collate_fn=collate
+        data, batch_sampler=sampler, num_workers=workers, persistent_workers=False, collate_fn=collate,
+        pin_memory=pin_memory,
     )  # fmt: skip
     try:
         yield from loader

@@ -30,8 +30,8 @@ STANDARD = {*sys.stdlib_module_names, "numpy", "PIL"}
 SESSION_LIBRARIES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"}
 TOML = {"tomllib", "tomli"}  # the first is the standard library's from Python 3.11
 DATA_TOOLS = {"tqdm", "resvg_py"}
-#: The two modules of kcdp.data that make tensors.
-TENSOR_MODULES = ("kcdp.data.loader", "kcdp.data.transforms")
+#: The modules of kcdp.data that make tensors.
+TENSOR_MODULES = ("kcdp.data.loader", "kcdp.data.sampler", "kcdp.data.transforms")
 
 #: part -> the parts that it must not import.
 FORBIDDEN = {

@@ -16,16 +16,15 @@ from PIL import Image
 import kcdp.data.loader
 from kcdp.data.dataset import ImageDataset, Sample
 from kcdp.data.loader import (
-    EpochSampler,
     Item,
     Subset,
     TensorDataset,
     collate,
     evaluation_batches,
-    mix_seeds,
     training_batches,
 )
 from kcdp.data.registry import open_dataset
+from kcdp.data.sampler import EpochSampler, mix_seeds
 from kcdp.data.transforms import RandomCutOut, RandomErase, RandomTint, make_augmentation
 from kcdp.errors import KcdpError
 from kcdp.models.moe import MoEOutput
