@@ -26,8 +26,9 @@ _RANGES: Mapping[str, Mapping[str, tuple[float, float | None]]] = {
         "learning_rate": (1e-12, 10), "backbone_lr_scale": (0, 1e6), "weight_decay": (0, 100),
         "warmup_steps": (0, None), "gradient_clip": (0, None), "label_smoothing": (0, 1),
         "classification_weight": (0, None), "alignment_weight": (0, None), "balance_weight": (0, None),
-        "distill_weight": (0, None), "ema_decay": (0, 0.999999), "validate_every": (0, None),
-        "validation_sample": (0, None), "workers": (-1, 1024), "accumulate": (1, 4096), "views": (0, 1024), "seed": (0, 2**63 - 1),
+        "distill_weight": (0, None), "baseline_weight": (0, None), "ema_decay": (0, 0.999999),
+        "validate_every": (0, None), "validation_sample": (0, None), "workers": (-1, 1024), "accumulate": (1, 4096),
+        "views": (0, 1024), "seed": (0, 2**63 - 1),
     },
     "training.pseudo_labels": {"weight": (0, None), "confidence": (0, 1), "momentum": (0, 0.999999), "ramp_up": (0, 1)},
 }  # fmt: skip
@@ -247,8 +248,12 @@ class ModelConfig:
     Attributes:
         network: "kadap" (the paper's); "clip" and "pvt": baselines that the profiles of their names set up.
         backbone: a folder or hub name in diffusers layout (``unet``, ``vae``); "scratch" builds from
-            the ``unet`` and ``encoder`` tables; empty where a preset leaves the choice to the user.
-        train_backbone: whether encoder and U-Net train; frozen parts are not stored in checkpoints.
+            the ``unet`` and ``encoder`` tables; empty where a preset leaves the choice to the user. Of "pvt": timm's
+            name of a pyramid, see ``kcdp.models.pyramid_transformer``; of "clip": "scratch" or empty, the weights are
+            those of the ``text`` table.
+        train_backbone: whether encoder and U-Net train; frozen parts are not stored in checkpoints. Of "clip" and
+            "pvt": whether the tower does.
+        train_head: of "clip": whether the six class vectors train; they do not in zero-shot classification.
         train_encoder: whether the encoder trains where the backbone does (released code: no).
         timestep: diffusion timestep of the single pass (the paper: 1).
         scale_latents: multiply latents by the autoencoder's scaling factor (released code: no).
@@ -260,6 +265,7 @@ class ModelConfig:
     backbone: str = "scratch"
     train_backbone: bool = False
     train_encoder: bool = True
+    train_head: bool = True
     timestep: int = 1
     scale_latents: bool = True
     input_normalization: Literal["range", "imagenet-twice"] = "range"
@@ -276,6 +282,8 @@ class ModelConfig:
             "model", self,
             f"model.lora.rank is {self.lora.rank} and model.train_backbone true; expected one of the two"
             if self.lora.rank and self.train_backbone else "",
+            f"model.train_head is false and model.network {self.network!r}; expected the network 'clip'"
+            if not self.train_head and self.network != "clip" else "",
         )  # fmt: skip
 
     @property
@@ -357,6 +365,8 @@ class TrainingConfig:
             ``init_from`` names, without labels.
         distill_weight: of the distance between predicted and explicit knowledge tokens (and, with "distill",
             between the two logits).
+        baseline_weight: of what a baseline adds to the source's losses: the domain loss of "dann" and "cdan", the class
+            confusion of "mcc", the pseudo-labels of "fixmatch".
         ema_decay: moving average of the weights, validated and exported in their place; 0: none.
         augmentation: "none", "light" (crop, flip), "randaugment" (and RandAugment 2 x magnitude 9, as released) or
             "strong" (and colour, cutting out, erasing); of target pictures, the weak view.
@@ -400,6 +410,7 @@ class TrainingConfig:
     pseudo_labels: PseudoLabelConfig = field(default_factory=PseudoLabelConfig)
     implicit: Literal["joint", "distill"] = "joint"
     distill_weight: float = 1.0
+    baseline_weight: float = 1.0
     ema_decay: float = 0.999
     augmentation: Literal["none", "light", "randaugment", "strong"] = "strong"
     strong_augmentation: Literal["light", "randaugment", "strong"] = "strong"
