@@ -46,8 +46,12 @@ class EmotionNetwork(nn.Module, ABC):
 
     external: frozenset[str] = frozenset()
     visual: int
-    knowledge: nn.Module | None = None
-    alignment: nn.Module | None = None
+    knowledge: nn.Module | None
+    alignment: nn.Module | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.knowledge = self.alignment = None  # not of the class: that would hide the modules set later
 
     @abstractmethod
     def forward(
