@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 
 from kcdp.data.dataset import ImageDataset
-from kcdp.data.registry import open_dataset
+from kcdp.data.registry import open_dataset, open_datasets
 from kcdp.errors import KcdpError, require
 from kcdp.training import PACKAGES
 
@@ -58,11 +59,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_pictures(spec: str | None, fallback: str) -> ImageDataset:
+def _check_pictures(spec: str | None, fallback: Sequence[str]) -> ImageDataset:
     if spec is not None:
         return open_dataset(spec)
     try:
-        pictures = open_dataset(fallback, split="val")
+        pictures = open_datasets(fallback, split="val")
     except KcdpError as error:
         raise KcdpError(
             f"the run's validation pictures cannot be opened ({error.received})",

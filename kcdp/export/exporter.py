@@ -120,7 +120,7 @@ def make_manifest(path: Path, checkpoint: Checkpoint, graph: GraphSpec) -> Manif
         producers=producers(),
         source={"checkpoint": path.name, "sha256": sha256_file(path), "revision": code_revision()},
         configuration=config.to_dict(),
-        training={"source": config.data.source, "validation": config.data.validation, "progress": checkpoint.progress},
+        training={"source": list(config.data.source), "validation": list(config.data.validation), "progress": checkpoint.progress},
     )
 
 

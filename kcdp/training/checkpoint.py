@@ -22,10 +22,10 @@ from kcdp.config import Config
 from kcdp.errors import KcdpError
 from kcdp.files import atomic_file
 from kcdp.models.build import build_model, load_trainable_state, trainable_state
-from kcdp.models.kadap import Kadap
+from kcdp.models.network import EmotionNetwork
 
 BEST, LAST = "best.safetensors", "last.safetensors"
-_FORMAT = "kcdp-checkpoint-2"
+_FORMAT = "kcdp-checkpoint-3"
 _OPTIMIZER, _PARTS = "optimizer/", "part/"
 
 
@@ -55,20 +55,18 @@ class Checkpoint:
 
 def save_checkpoint(
     path: Path,
-    model: Kadap,
+    model: EmotionNetwork,
     config: Config,
     progress: dict[str, Any],
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Mapping[str, torch.Tensor] | None = None,
     parts: Mapping[str, dict[str, torch.Tensor]] | None = None,
 ) -> None:
-    """Write atomically; ``optimizer`` and ``parts`` only where training is to go on from this file."""
+    """Write atomically; ``optimizer`` (see ``optimizer_state``) and ``parts`` only where training is to go on from here."""
     tensors = {name: value.detach().contiguous().cpu() for name, value in trainable_state(model).items()}
     for part, values in (parts or {}).items():
         tensors |= {f"{_PARTS}{part}/{name}": value.detach().contiguous().cpu() for name, value in values.items()}
     if optimizer is not None:
-        tensors |= {
-            _OPTIMIZER + key: value.contiguous().cpu() for key, value in optimizer_state(model, optimizer).items()
-        }
+        tensors |= {_OPTIMIZER + key: value.contiguous().cpu() for key, value in optimizer.items()}
     metadata = {
         "format": _FORMAT,
         "config": json.dumps(config.to_dict()),
@@ -139,7 +137,7 @@ def find_checkpoint(run: str | Path) -> Path:
     raise KcdpError(f"{run} is {found}", f"a run folder with {BEST}, or a checkpoint", "train one with: kcdp train")
 
 
-def load_model(run: str | Path) -> tuple[Kadap, Checkpoint]:
+def load_model(run: str | Path) -> tuple[EmotionNetwork, Checkpoint]:
     """The model of a run, in evaluation mode on the CPU.
 
     Raises:
@@ -165,9 +163,16 @@ def load_buffers(module: nn.Module, state: dict[str, torch.Tensor], where: str) 
         raise KcdpError(f"{where}: {reason}", fix="use the checkpoint with its own settings") from None
 
 
-def optimizer_state(model: Kadap, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def trained_parameters(model: nn.Module, step: nn.Module) -> dict[str, nn.Parameter]:
+    """By the names that the optimiser's state is stored under: those of the step begin with ``step.``."""
+    return dict(model.named_parameters()) | {f"step.{name}": p for name, p in step.named_parameters()}
+
+
+def optimizer_state(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
     """AdamW's state, named by parameter."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in parameters.items()}
     return {
         f"{names[id(parameter)]}/{key}": torch.as_tensor(value)
         for parameter, state in optimizer.state.items()
@@ -175,7 +180,9 @@ def optimizer_state(model: Kadap, optimizer: torch.optim.Optimizer) -> dict[str,
     }
 
 
-def restore_optimizer(model: Kadap, optimizer: torch.optim.Optimizer, state: dict[str, torch.Tensor]) -> None:
+def restore_optimizer(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: dict[str, torch.Tensor]
+) -> None:
     """The inverse of ``optimizer_state``; parameters without a stored state start afresh.
 
     Raises:
@@ -185,7 +192,7 @@ def restore_optimizer(model: Kadap, optimizer: torch.optim.Optimizer, state: dic
     for key, value in state.items():
         name, _, part = key.rpartition("/")
         by_parameter.setdefault(name, {})[part] = value
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         stored = by_parameter.pop(name, {})
         shapes = {k: tuple(v.shape) for k, v in stored.items()}
         moment = tuple(parameter.shape)

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kcdp.config import Config, load_config, preset_names, profile_names
-from kcdp.data.registry import open_dataset
+from kcdp.data.registry import open_datasets
 from kcdp.errors import KcdpError, require
 from kcdp.knowledge.captions import CaptionFile
 from kcdp.training import PACKAGES
 
 if TYPE_CHECKING:
     from kcdp.training.checkpoint import Checkpoint
+    from kcdp.training.progress import Progress
 
 #: Options that say what a new run is.
 _NEW_RUN = ("preset", "profile", "source", "target", "validation", "captions", "out", "config", "set")
@@ -24,9 +25,12 @@ _NEW_RUN = ("preset", "profile", "source", "target", "validation", "captions", "
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--preset", help=f"one of {', '.join(preset_names())} (default: edge)")
-    parser.add_argument("--source", metavar="SPEC", help='labelled pictures, such as "fer2013:PATH"')
-    parser.add_argument("--target", metavar="SPEC", default="", help="unlabelled pictures to adapt to (setting DA)")
-    parser.add_argument("--validation", metavar="SPEC", default="", help="default: the source's own val split")
+    several = {"metavar": "SPEC", "action": "append", "default": []}
+    parser.add_argument(
+        "--source", **several, help='labelled pictures, such as "fer2013:PATH"; repeatable, weight=W sets shares'
+    )  # fmt: skip
+    parser.add_argument("--target", **several, help="unlabelled pictures to adapt to (setting DA); repeatable")
+    parser.add_argument("--validation", **several, help="default: the sources' own val splits; repeatable")
     parser.add_argument(
         "--captions", metavar="FILE", action="append", default=[],
         help="what the pictures show, from: kcdp knowledge caption; repeatable; makes the knowledge mode explicit",
@@ -60,12 +64,27 @@ def run(args: argparse.Namespace) -> int:
     if resume is None and start is not None:
         tensors = start.model
     trainer = Trainer(config, pictures, out, resume, text=text, start=tensors)
-    _announce(config, trainer)
+    speaks = trainer.engine.is_main
+    if speaks:
+        _announce(config, trainer)
     try:
         progress = trainer.run()
     except KeyboardInterrupt:
-        print(f"\nstopped at step {trainer.progress.step} and saved; go on with: kcdp train --resume {out}")
+        if speaks:
+            print(f"\nstopped at step {trainer.progress.step} and saved; go on with: kcdp train --resume {out}")
         raise
+    if speaks:
+        _conclude(config, progress, out)
+    return 0
+
+
+def _conclude(config: Config, progress: Progress, out: Path) -> None:
+    if progress.seconds:
+        share = progress.waiting / progress.seconds
+        print(f"{progress.step} steps in {progress.seconds:.0f} s, {share:.1%} of it waiting for pictures")
+    for name, keys in progress.skipped.items():
+        if keys:
+            print(f"{len(keys)} pictures of the {name} could not be read and were skipped, the first is {keys[0]}")
     print(f"best validation balanced accuracy {progress.best:.4f} at step {progress.best_step}, in {out}")
     if config.model.knowledge.mode == "explicit":
         print(f"next: kcdp evaluate {out} --data SPEC --captions FILE --out REPORT")
@@ -74,7 +93,6 @@ def run(args: argparse.Namespace) -> int:
               "--out RUN")  # fmt: skip
     else:
         print(f"next: kcdp evaluate {out} --data SPEC --out REPORT   or   python -m kcdp.export {out} --out NAME.kcdp")
-    return 0
 
 
 def check_data(config: Config, start: Checkpoint | None = None) -> None:
@@ -88,12 +106,13 @@ def check_data(config: Config, start: Checkpoint | None = None) -> None:
     """
     data, training, mode = config.data, config.training, config.model.knowledge.mode
     config.check_backbone()
-    open_dataset(data.source, split="train")
+    open_datasets(data.source, split="train")
     if data.target:
-        open_dataset(data.target, split="train")
-    if data.target == data.source:
+        open_datasets(data.target, split="train")
+    both = [text for text in data.target if text in data.source]
+    if both:
         raise KcdpError(
-            f"source and target are both {data.source!r}", "unlabelled pictures of another domain", "change --target"
+            f"source and target are both {both[0]!r}", "unlabelled pictures of another domain", "change --target"
         )
     distils = training.implicit == "distill"
     teaches = bool(data.target) and training.pseudo_labels.teacher == "start"
@@ -144,7 +163,7 @@ def _new_run(args: argparse.Namespace) -> tuple[Config, Path, Checkpoint | None]
         start = _start(config, args)
         base, seen = start.config.to_dict(), start.config.data
         base["model"]["lora"]["weights"] = ""
-        tables["data"]["ancestors"] = [spec for spec in (seen.source, seen.target, *seen.ancestors) if spec]
+        tables["data"]["ancestors"] = [*seen.source, *seen.target, *seen.ancestors]
         config = load_config(
             start.config.preset, args.config, args.set, tables, profile=start.config.profile,
             base={name: base[name] for name in ("model", "preprocess")},
@@ -187,7 +206,8 @@ def _refuse_with_resume(args: argparse.Namespace) -> None:
 
 
 def _announce(config: Config, trainer: object) -> None:
-    from kcdp.training.trainer import Trainer, target_batch_size
+    from kcdp.models.kadap import Kadap
+    from kcdp.training.trainer import Trainer
 
     assert isinstance(trainer, Trainer)
     model, pictures = trainer.model, trainer.pictures
@@ -200,7 +220,12 @@ def _announce(config: Config, trainer: object) -> None:
     print(f"{config.preset}, {config.profile}: {trained:,} of {total:,} parameters train{lora}, "
           f"on {trainer.device} in {precision}")  # fmt: skip
     alignment, mode = config.model.alignment.kind, config.model.knowledge.mode
-    print(f"knowledge {mode}, {model.features.tokens} tokens of {model.features.width}; alignment {alignment}")
+    if isinstance(model, Kadap):
+        print(f"knowledge {mode}, {model.features.tokens} tokens of {model.features.width}; alignment {alignment}")
+    else:
+        print(f"network {config.model.network}")
+    if config.training.method != "kcdp":
+        print(f"method {config.training.method}")
     print(f"source {len(pictures.source)} pictures ({counts}), validation {len(pictures.validation)}")
     if pictures.target is not None:
         print(f"target {len(pictures.target)} pictures, unlabelled: setting DA")
@@ -210,9 +235,10 @@ def _announce(config: Config, trainer: object) -> None:
     done = f", {trainer.progress.step} of them done already" if trainer.progress.step else ""
     more = ""
     if pictures.target is not None:
-        more = f" and {min(target_batch_size(config.training), len(pictures.target))} of the target"
-    batch = config.training.batch_size
-    print(f"{trainer.total_steps} steps of {batch} pictures{more}, as {limit} says{done}", flush=True)
+        more = f" and {trainer.batch_sizes['target']} of the target"
+    batch, world, parts = trainer.batch_sizes["source"], trainer.engine.share.world, config.training.accumulate
+    shared = (f", shared by {world} processes" if world > 1 else "") + (f", in {parts} parts" if parts > 1 else "")
+    print(f"{trainer.total_steps} steps of {batch} pictures{more}{shared}, as {limit} says{done}", flush=True)
 
 
 def _parts(names: list[str]) -> str:

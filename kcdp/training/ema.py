@@ -6,13 +6,13 @@ import copy
 
 import torch
 
-from kcdp.models.kadap import Kadap
+from kcdp.models.network import EmotionNetwork
 
 
-def average_model(model: Kadap) -> Kadap:
+def average_model(model: EmotionNetwork) -> EmotionNetwork:
     """A copy in evaluation mode, without gradients, to be moved by ``update_average``.
 
-    What no checkpoint holds (``Kadap.external``: a frozen Stable Diffusion, say) is shared with the model.
+    What no checkpoint holds (``EmotionNetwork.external``: a frozen Stable Diffusion, say) is shared with the model.
     """
     shared = {id(p): p for name, p in model.named_parameters() if name in model.external}
     average = copy.deepcopy(model, memo=shared)
@@ -20,7 +20,7 @@ def average_model(model: Kadap) -> Kadap:
 
 
 @torch.no_grad()
-def update_average(average: Kadap, model: Kadap, decay: float, step: int) -> None:
+def update_average(average: EmotionNetwork, model: EmotionNetwork, decay: float, step: int) -> None:
     """Move towards the model by one step.
 
     Args:

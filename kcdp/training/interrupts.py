@@ -44,3 +44,28 @@ def interrupts_deferred() -> Iterator[None]:
             signal.signal(number, handler or signal.SIG_DFL)
     if caught:
         signal.raise_signal(caught[0])
+
+
+class Interrupted:
+    """SIGINT and SIGTERM only remembered, for processes that have to stop at the same step (main thread only).
+
+    Attributes:
+        received: whether one has come.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """While the block runs, signals set ``received`` and do nothing else."""
+
+        def remember(_number: int, _frame: object) -> None:
+            self.received = True
+
+        before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from kcdp.config import Config
 from kcdp.data.dataset import ImageDataset
 from kcdp.data.loader import TensorDataset
-from kcdp.data.registry import open_dataset, parse_spec
+from kcdp.data.registry import open_datasets, parse_spec
 from kcdp.errors import KcdpError
 from kcdp.knowledge.text import TextEncoder
 from kcdp.training.knowledge import KnowledgeReader
-from kcdp.training.trainer import Pictures
+from kcdp.training.progress import Pictures
 
 
 def open_pictures(config: Config) -> tuple[Pictures, TextEncoder | None]:
@@ -22,11 +24,11 @@ def open_pictures(config: Config) -> tuple[Pictures, TextEncoder | None]:
         KcdpError: a dataset cannot be opened, holds pictures without a label, or captions are missing.
     """
     data, training, text = config.data, config.training, config.model.text
-    source = open_dataset(data.source, split="train")
-    validation = open_dataset(data.validation or _validation_of(data.source), split="val")
+    source = open_datasets(data.source, split="train")
+    validation = open_datasets(data.validation or _validation_of(data.source), split="val")
     for name, dataset in (("source", source), ("validation", validation)):
         _require_labels(name, dataset)
-    target = open_dataset(data.target, split="train") if data.target else None
+    target = open_datasets(data.target, split="train") if data.target else None
     reader = KnowledgeReader(config) if data.captions else None
 
     def tensors(dataset: ImageDataset, prefix: str, augmentation: str, strong: str = "") -> TensorDataset:
@@ -34,8 +36,9 @@ def open_pictures(config: Config) -> tuple[Pictures, TextEncoder | None]:
         if reader is not None:
             knowledge = reader.read(dataset, prefix=prefix, measuring=dataset is validation)
         return TensorDataset(
-            dataset, config.preprocess, augmentation, training.seed, strong=strong, knowledge=knowledge
-        )
+            dataset, config.preprocess, augmentation, training.seed, strong=strong, knowledge=knowledge,
+            views=training.views, tolerant=dataset is not validation,
+        )  # fmt: skip
 
     strong = training.strong_augmentation if training.pseudo_labels.views == "weak-strong" else ""
     pictures = Pictures(
@@ -46,15 +49,15 @@ def open_pictures(config: Config) -> tuple[Pictures, TextEncoder | None]:
     return pictures, None if reader is None else reader.encoder
 
 
-def _validation_of(source: str) -> str:
-    """The source again; its own ``split=`` option, if any, must not decide the validation split."""
-    spec = parse_spec(source)
-    if "split" in spec.options:
-        raise KcdpError(
-            f"--source {source!r} names a split, so its validation pictures are unknown",
-            "--validation SPEC as well",
-            "add it, or leave split= out of the source",
-        )
+def _validation_of(source: Sequence[str]) -> Sequence[str]:
+    """The sources again; their own ``split=`` option, if any, must not decide the validation split."""
+    for text in source:
+        if "split" in parse_spec(text).options:
+            raise KcdpError(
+                f"--source {text!r} names a split, so its validation pictures are unknown",
+                "--validation SPEC as well",
+                "add it, or leave split= out of the source",
+            )
     return source
 
 

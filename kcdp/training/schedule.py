@@ -6,33 +6,23 @@ import math
 
 import numpy as np
 import torch
+from torch import nn
 
 from kcdp.labels import NUM_CLASSES
-from kcdp.models.kadap import Kadap
+from kcdp.models.network import EmotionNetwork
 from kcdp.settings import TrainingConfig
 
 
-def make_optimizer(model: Kadap, training: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay on matrices and kernels only, not on norms and biases.
+def make_optimizer(model: EmotionNetwork, step: nn.Module, training: TrainingConfig) -> torch.optim.AdamW | None:
+    """AdamW over what the network and the step train; None where nothing does.
 
-    Each group's ``lr_scale`` multiplies the learning rate: ``training.backbone_lr_scale`` for encoder and U-Net, 1 for
-    adapters and all else.
+    Each group's ``lr_scale`` multiplies the learning rate; see ``EmotionNetwork.parameter_groups``.
     """
-    groups = []
-    for backbone in (True, False):
-        parameters = [p for name, p in model.named_parameters() if p.requires_grad and _is_backbone(name) == backbone]
-        scale = training.backbone_lr_scale if backbone else 1.0
-        for parts, decay in (
-            ([p for p in parameters if p.ndim > 1], training.weight_decay),
-            ([p for p in parameters if p.ndim <= 1], 0.0),
-        ):
-            if parts:
-                groups.append({"params": parts, "weight_decay": decay, "lr_scale": scale})
-    return torch.optim.AdamW(groups, lr=training.learning_rate)
-
-
-def _is_backbone(name: str) -> bool:
-    return name.startswith("features.") and "lora_" not in name
+    groups = model.parameter_groups(training.weight_decay, training.backbone_lr_scale)
+    own = [p for p in step.parameters() if p.requires_grad]
+    if own:
+        groups.append({"params": own, "weight_decay": training.weight_decay, "lr_scale": 1.0})
+    return torch.optim.AdamW(groups, lr=training.learning_rate) if groups else None
 
 
 def set_learning_rate(

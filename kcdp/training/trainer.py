@@ -1,12 +1,12 @@
-"""The training loop, resumable to the bit on a CPU; what a step is stands in ``steps``."""
+"""The training loop, resumable to the bit on a CPU; what a step is stands in ``steps`` and ``baselines``."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,16 @@ import torch
 from tqdm import tqdm
 
 from kcdp.config import Config
-from kcdp.data.loader import EpochSampler, Item, TensorDataset, mix_seeds, training_batches
+from kcdp.data.loader import Item, TensorDataset, training_batches
+from kcdp.data.sampler import EpochSampler, mix_seeds
 from kcdp.errors import KcdpError
-from kcdp.files import atomic_file, make_folder
+from kcdp.files import make_folder
 from kcdp.knowledge.text import TextEncoder
 from kcdp.models.build import build_model, load_matching_state, load_trainable_state, trainable_state
+from kcdp.models.collective import gather_rows
 from kcdp.models.kadap import Kadap
 from kcdp.models.lora import save_lora
+from kcdp.models.network import EmotionNetwork
 from kcdp.settings import TrainingConfig
 from kcdp.training.checkpoint import (
     BEST,
@@ -29,59 +32,28 @@ from kcdp.training.checkpoint import (
     Checkpoint,
     load_buffers,
     load_model,
+    optimizer_state,
     restore_optimizer,
     save_checkpoint,
+    trained_parameters,
 )
-from kcdp.training.device import autocast, autocast_dtype, resolve_device
+from kcdp.training.device import usable_cpus
 from kcdp.training.ema import average_model, update_average
-from kcdp.training.interrupts import interrupts_deferred, interrupts_raise
+from kcdp.training.engine import Engine
+from kcdp.training.interrupts import Interrupted, interrupts_deferred, interrupts_raise
+from kcdp.training.log import RunLog
+from kcdp.training.methods import make_step
 from kcdp.training.metrics import classification_metrics
 from kcdp.training.predict import predict_logits
-from kcdp.training.pseudo_labels import PseudoLabels
+from kcdp.training.progress import Pictures, Progress, read_progress
 from kcdp.training.schedule import class_shares, class_weights, make_optimizer, set_learning_rate
-from kcdp.training.steps import StepResult, make_step
+from kcdp.training.steps.step import StepResult
+from kcdp.training.unreadable import check_unreadable, note_unreadable, passed_over
 
-LOG = "log.jsonl"
 #: Folder of a run: the adapters of ``best.safetensors`` in peft's format, for other programs.
 ADAPTERS = "lora"
-
-
-@dataclass
-class Progress:
-    """Where training stands; stored in every checkpoint.
-
-    Attributes:
-        step: optimiser steps done.
-        best: validation balanced accuracy of ``best.safetensors``, 0..1: the best so far, or with
-            ``training.select = "last"`` the latest; -1 before the first validation.
-        best_step: the step that gave it.
-        seconds: time spent in training, over all resumptions.
-        validation: the latest validation metrics.
-        validated: the step they were measured at.
-    """
-
-    step: int = 0
-    best: float = -1.0
-    best_step: int = 0
-    seconds: float = 0.0
-    validation: dict[str, Any] = field(default_factory=dict)
-    validated: int = 0
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """What a run looks at.
-
-    Attributes:
-        source: augmented training pictures, all labelled.
-        validation: pictures that choose the best checkpoint; no augmentation.
-        target: unlabelled training pictures of the other domain, in the setting DA. Labels that they have are only
-            counted against pseudo-labels, for the log.
-    """
-
-    source: TensorDataset
-    validation: TensorDataset
-    target: TensorDataset | None = None
+#: Steps between two rows of the log.
+LOG_EVERY = 10
 
 
 class DivergedError(KcdpError):
@@ -91,14 +63,18 @@ class DivergedError(KcdpError):
 class Trainer:
     """Trains one configuration into one run folder.
 
+    Started by ``accelerate launch`` with several processes, each makes a Trainer, and together they do what one
+    would: a batch is divided among them, and everything that looks at a batch sees all of it. The first one writes.
+
     Args:
         config: everything that decides the result.
         pictures: of source, validation and, in the setting DA, target.
-        out: the run folder, made if need be; holds ``best.safetensors``, ``last.safetensors``, ``log.jsonl`` and,
-            where adapters train, ``lora`` in peft's format.
+        out: the run folder, made if need be; holds ``best.safetensors``, ``last.safetensors``, ``log.jsonl``,
+            ``tensorboard`` and, where adapters train, ``lora`` in peft's format.
         resume: the checkpoint to go on from.
         text: the configuration's text encoder, where one is open already.
         start: trained tensors to begin with, by name; what they lack starts afresh.
+        engine: device and processes; by default as the configuration says.
     """
 
     def __init__(
@@ -110,19 +86,13 @@ class Trainer:
         *,
         text: TextEncoder | None = None,
         start: dict[str, torch.Tensor] | None = None,
+        engine: Engine | None = None,
     ) -> None:
         training = config.training
         self.config, self.pictures, self.out = config, pictures, out
-        together = min(training.batch_size, len(pictures.source))
-        if pictures.target is not None:
-            together += min(target_batch_size(training), len(pictures.target))
-        if config.model.head.normalize_v and together < 2:
-            raise KcdpError(
-                "a training step has one picture", "2 or more, for model.head.normalize_v",
-                "raise training.batch_size, or add --set model.head.normalize_v=false",
-            )  # fmt: skip
-        self.device = resolve_device(training.device)
-        self.dtype = autocast_dtype(training.mixed_precision, self.device)
+        self.engine = engine or Engine(training)
+        self.device, self.dtype = self.engine.device, self.engine.dtype
+        self.batch_sizes = self._batch_sizes()
         self.model = build_model(config, text, None if resume is None else resume.model)
         where = str(out / LAST)
         #: Tensors of the model that ``start`` did not have.
@@ -132,32 +102,30 @@ class Trainer:
         elif start is not None:
             self.fresh = load_matching_state(self.model, start, config.training.init_from or "the given start")
         self.model.to(self.device).train()
-        self.average = average_model(self.model) if training.ema_decay else None
+        trained = any(p.requires_grad for p in self.model.parameters())
+        self.average = average_model(self.model) if training.ema_decay and trained else None
         self.teacher = self._teacher()
-        self.optimizer = make_optimizer(self.model, training)
-        self.labeller = None
-        if pictures.target is not None:
-            self.labeller = PseudoLabels(training.pseudo_labels, class_shares(pictures.source.labels)).to(self.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(mix_seeds(training.seed, 3))
+            labels, adapts = pictures.source.labels, pictures.target is not None
+            weights = class_weights(labels, training.class_weighting)
+            self.step = make_step(config, weights, class_shares(labels), self.model, adapts).to(self.device)
+        self.optimizer = make_optimizer(self.model, self.step, training)
         self.progress = Progress()
         if resume is not None:
-            restore_optimizer(self.model, self.optimizer, resume.optimizer)
-            if self.average is not None:
-                load_trainable_state(self.average, resume.part("average"), where)
-            if self.labeller is not None:
-                load_buffers(self.labeller, resume.part("pseudo_labels"), where)
-            self.progress = _read_progress(resume, out)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        weights = class_weights(pictures.source.labels, training.class_weighting).to(self.device)
-        self.step = make_step(config, weights, self.labeller)
-        self.per_epoch = EpochSampler(len(pictures.source), training.batch_size, training.seed).batches_per_epoch
-        self.total_steps = training.epochs * self.per_epoch
+            self._restore(resume, where)
+        self._prepare(resume)
+        sampler = EpochSampler(len(pictures.source), self.batch_sizes["source"], training.seed)
+        self.per_epoch = sampler.batches_per_epoch
+        self.total_steps = training.epochs * self.per_epoch if self.optimizer is not None else 0
         if training.max_steps:
             self.total_steps = min(self.total_steps, training.max_steps)
         self.validate_every = training.validate_every or self.per_epoch
+        self._logged = (0.0, 0.0)
         make_folder(out)
 
     @property
-    def validated_model(self) -> Kadap:
+    def validated_model(self) -> EmotionNetwork:
         """What is validated and kept: the moving average of the weights, where there is one."""
         return self.model if self.average is None else self.average
 
@@ -165,46 +133,191 @@ class Trainer:
         """Train to the end, or to step ``stop_after``, then save.
 
         An interrupt (SIGINT, SIGTERM) lets the step at hand end, saves ``last.safetensors`` and raises
-        KeyboardInterrupt. A picture that cannot be read saves too, once a step is done.
+        KeyboardInterrupt. Pictures that cannot be read are passed over and named; too many of them are an error that
+        saves too, once a step is done.
 
         Raises:
-            KcdpError: the loss is not finite, or a picture cannot be read.
+            KcdpError: the loss is not finite, or more than 1 % of the pictures cannot be read.
         """
         first, until = self.progress.step, min(self.total_steps, stop_after or self.total_steps)
         batches = self.batches()
-        self._begin_log()
-        bar = tqdm(
-            total=self.total_steps, initial=first, unit="step", desc="train", smoothing=0.05, disable=None
+        silent = None if self.engine.is_main else True  # None: only on a terminal
+        self.log = RunLog(
+            self.out, first, tensorboard=self.config.training.tensorboard, silent=not self.engine.is_main
         )  # fmt: skip
-        with bar, interrupts_raise():
-            started = time.perf_counter()
+        self._logged = (self.progress.seconds, self.progress.waiting)
+        bar = tqdm(
+            total=self.total_steps, initial=first, unit="step", desc="train", smoothing=0.05, disable=silent
+        )  # fmt: skip
+        interrupted = Interrupted()
+        with bar, ExitStack() as stack:
+            stack.callback(self.log.close)
+            alone = self.engine.share.world == 1
+            stack.enter_context(interrupts_raise() if alone else interrupted.watching())
             try:
                 if self._validation_due():  # an interrupt had come before it
                     self.validate()
                 while self.progress.step < until:
-                    source, target = next(batches)
-                    with interrupts_deferred():  # weights, statistics, optimiser state and step change together
-                        losses = self.train_step(source, target)
-                    bar.update()
-                    now = time.perf_counter()
-                    self.progress.seconds += now - started
-                    started = now
-                    if self.progress.step % 10 == 0 or self.progress.step == until:
-                        bar.set_postfix(loss=f"{losses['loss']:.3f}", best=f"{self.progress.best:.3f}")
-                        self._log({"step": self.progress.step, "lr": self.optimizer.param_groups[0]["lr"], **losses})
+                    self._timed_step(batches, bar, until)
                     if self._validation_due():
                         self.validate()
+                    if not alone and self.engine.any(interrupted.received):
+                        raise KeyboardInterrupt
             except DivergedError:
                 raise
             except (KeyboardInterrupt, KcdpError) as error:
                 if self.progress.step > first or isinstance(error, KeyboardInterrupt):
                     self.save_last()
                 raise
-        if self.progress.step != self.progress.validated:  # a validation has saved it
-            self.save_last()
+            if self.progress.step != self.progress.validated:  # a validation has saved it
+                self.save_last()
         return self.progress
 
-    def _teacher(self) -> Kadap:
+    def _timed_step(self, batches: Iterator[tuple[Item, Item | None]], bar: tqdm, until: int) -> None:
+        started = time.perf_counter()
+        source, target = next(batches)
+        arrived = time.perf_counter()
+        with interrupts_deferred() if self.engine.share.world == 1 else ExitStack():
+            losses = self.train_step(source, target)  # weights, statistics, optimiser and step change together
+        bar.update()
+        progress = self.progress
+        progress.waiting += arrived - started
+        progress.seconds += time.perf_counter() - started
+        self._note_unreadable({"source": source} | ({} if target is None else {"target": target}))
+        if progress.step % LOG_EVERY == 0 or progress.step == until:
+            assert self.optimizer is not None
+            seconds, waiting = (now - then for now, then in zip(self._clock(), self._logged, strict=True))
+            self._logged = self._clock()
+            bar.set_postfix(loss=f"{losses['loss']:.3f}", best=f"{progress.best:.3f}")
+            self._log({"step": progress.step, "lr": self.optimizer.param_groups[0]["lr"], **losses,
+                       "waiting": round(waiting / max(seconds, 1e-9), 4)})  # fmt: skip
+
+    def batches(self) -> Iterator[tuple[Item, Item | None]]:
+        """Source and target together, each in an order of its own; this process's share of them."""
+        training, done = self.config.training, self.progress.step
+        how = (done, self.workers, training.shuffle)
+        more: dict[str, Any] = {"share": self.engine.share, "pin_memory": self.device.type == "cuda"}
+        source = training_batches(self.pictures.source, self.batch_sizes["source"], training.seed, *how, **more)
+        if self.pictures.target is None:
+            return ((batch, None) for batch in source)
+        seed = mix_seeds(training.seed, 1)  # not the source's permutations again
+        target = training_batches(self.pictures.target, self.batch_sizes["target"], seed, *how, **more)
+        return zip(source, target, strict=True)
+
+    @property
+    def workers(self) -> int:
+        """Processes that read pictures; see ``training.workers``."""
+        if self.config.training.workers >= 0:
+            return self.config.training.workers
+        if self.device.type == "cpu":
+            return 0
+        return min(8, max(1, (usable_cpus() - 1) // self.engine.share.world))
+
+    def train_step(self, source: Item, target: Item | None = None) -> dict[str, float]:
+        """One optimiser step on a batch of source and, in the setting DA, target; returns the losses."""
+        training, accelerator = self.config.training, self.engine.accelerator
+        assert self.optimizer is not None
+        set_learning_rate(self.optimizer, training, self.progress.step, self.total_steps, self.per_epoch)
+        rank = self.engine.share.rank
+        if self._draws:  # depends on the step alone: a resumed run drops the same
+            torch.manual_seed(mix_seeds(training.seed, 2, self.progress.step, *([rank] if rank else [])))
+        self.optimizer.zero_grad(set_to_none=True)
+        rows = []
+        for part in self._parts(source, target):
+            with accelerator.accumulate(self.prepared):
+                with accelerator.autocast():
+                    result = self._forward(*part)
+                if not math.isfinite(result.loss.item()):
+                    self._diverged(result.loss.item(), {"source": part[0], "target": part[1]})
+                accelerator.backward(result.loss)
+                if accelerator.sync_gradients and training.gradient_clip:
+                    accelerator.clip_grad_norm_(self._trained(), training.gradient_clip)
+                self.stepper.step()
+            row = {"loss": result.loss.item(), **{name: value.item() for name, value in result.parts.items()}}
+            rows.append(row | _measured(result, part[1]))
+        self.model.train()
+        self.progress.step += 1
+        if self.average is not None:
+            update_average(self.average, self.model, training.ema_decay, self.progress.step)
+        return {name: float(np.mean([row[name] for row in rows if name in row])) for name in rows[-1]}
+
+    def _forward(self, source: Item, target: Item | None) -> StepResult:
+        hidden = None if target is None else target.to(self.device)._replace(labels=torch.empty(0))
+        progress = self.progress.step / self.total_steps
+        return self.step(self.prepared, self.teacher, source.to(self.device), hidden, progress)
+
+    def _parts(self, source: Item, target: Item | None) -> list[tuple[Item, Item | None]]:
+        count = self.config.training.accumulate
+        targets: list[Item | None] = [None] * count if target is None else list(target.parts(count))
+        return list(zip(source.parts(count), targets, strict=True))
+
+    def validate(self) -> None:
+        """Measure on the validation pictures, keep the best model, save the latest state."""
+        training, model, share = self.config.training, self.validated_model, self.engine.share
+        validation = self.pictures.validation
+        if training.validation_sample:
+            validation = _sample(validation, training.validation_sample)
+        mine = range(share.rank, len(validation), share.world)
+        logits = predict_logits(
+            model, validation if share.world == 1 else validation.subset(mine), self.config.preprocess,
+            device=self.device, dtype=self.dtype, batch_size=2 * training.batch_size,
+            progress="validate" if self.engine.is_main else "",
+        )  # fmt: skip
+        answers = dict(self.engine.collect(list(zip(mine, logits.argmax(1).tolist(), strict=True))))
+        predictions = np.array([answers[i] for i in range(len(validation))])
+        metrics = classification_metrics(validation.labels, predictions)
+        keep = ("n", "accuracy", "balanced_accuracy", "macro_f1", "recall", "constant_baseline")
+        step = self.progress.step
+        progress = replace(self.progress, validation={k: metrics[k] for k in keep}, validated=step)
+        if metrics["balanced_accuracy"] > progress.best or training.select == "last":
+            progress.best, progress.best_step = metrics["balanced_accuracy"], step
+            if self.engine.is_main:
+                save_checkpoint(self.out / BEST, model, self.config, vars(progress))
+                if self.config.model.lora.rank and isinstance(model, Kadap):
+                    save_lora(model.features.unet, self.out / ADAPTERS, overwrite=True)
+        self.progress = progress  # not before: an interrupted validation is done again
+        self._log({"step": step, "validation": progress.validation})
+        if self.engine.is_main:
+            balanced, accuracy = metrics["balanced_accuracy"], metrics["accuracy"]
+            tqdm.write(f"step {step}: validation balanced accuracy {balanced:.4f}, accuracy {accuracy:.4f}")
+        self.save_last()
+
+    def save_last(self) -> None:
+        """Everything needed to go on from here."""
+        if not self.engine.is_main:
+            return
+        parts = {"step": self.step.state_dict()}
+        if self.average is not None:
+            parts["average"] = trainable_state(self.average)
+        if scaler := self.engine.accelerator.scaler:
+            parts["scaler"] = {name: torch.tensor(value) for name, value in scaler.state_dict().items()}
+        optimizer = None
+        if self.optimizer is not None:
+            optimizer = optimizer_state(trained_parameters(self.model, self.step), self.optimizer)
+        save_checkpoint(self.out / LAST, self.model, self.config, vars(self.progress), optimizer, parts)
+
+    def _restore(self, resume: Checkpoint, where: str) -> None:
+        if self.optimizer is not None:
+            restore_optimizer(trained_parameters(self.model, self.step), self.optimizer, resume.optimizer)
+        if self.average is not None:
+            load_trainable_state(self.average, resume.part("average"), where)
+        load_buffers(self.step, resume.part("step"), where)
+        self.progress = read_progress(resume, self.out)
+
+    def _prepare(self, resume: Checkpoint | None) -> None:
+        """Hand over to Accelerate: ``prepared`` is the model as a step calls it, ``stepper`` moves its weights."""
+        accelerator = self.engine.accelerator
+        self.prepared: torch.nn.Module = self.model
+        if self.optimizer is None:
+            return
+        if self.engine.share.world > 1:
+            self.prepared = accelerator.prepare_model(self.model)
+        self.stepper = accelerator.prepare_optimizer(self.optimizer)
+        state = {} if resume is None else resume.part("scaler")
+        if accelerator.scaler and state:
+            accelerator.scaler.load_state_dict({name: value.item() for name, value in state.items()})
+
+    def _teacher(self) -> EmotionNetwork:
         """Whose pseudo-labels are learned; see ``training.pseudo_labels.teacher``."""
         training, adapts = self.config.training, self.pictures.target is not None
         if adapts and training.pseudo_labels.teacher == "start":
@@ -212,117 +325,87 @@ class Trainer:
         averaged = self.average is not None and training.pseudo_labels.teacher == "ema"
         return self.average if averaged and self.average is not None else self.model
 
-    def batches(self) -> Iterator[tuple[Item, Item | None]]:
-        """Source and target together, each in an order of its own."""
-        training, done = self.config.training, self.progress.step
-        how = (done, training.workers, training.shuffle)
-        source = training_batches(self.pictures.source, training.batch_size, training.seed, *how)
-        if self.pictures.target is None:
-            return ((batch, None) for batch in source)
-        seed = mix_seeds(training.seed, 1)  # not the source's permutations again
-        target = training_batches(self.pictures.target, target_batch_size(training), seed, *how)
-        return zip(source, target, strict=True)
+    def _batch_sizes(self) -> dict[str, int]:
+        """Pictures per step by domain, over all processes.
 
-    def train_step(self, source: Item, target: Item | None = None) -> dict[str, float]:
-        """One optimiser step on a batch of source and, in the setting DA, target; returns the losses."""
-        training = self.config.training
-        set_learning_rate(self.optimizer, training, self.progress.step, self.total_steps, self.per_epoch)
-        if self.config.model.lora.dropout:  # depends on the step alone: a resumed run drops the same
-            torch.manual_seed(mix_seeds(training.seed, 2, self.progress.step))
-        hidden = None if target is None else target.to(self.device)._replace(labels=torch.empty(0))
-        with autocast(self.device, self.dtype):
-            result = self.step(
-                self.model, self.teacher, source.to(self.device), hidden, self.progress.step / self.total_steps
+        Raises:
+            KcdpError: they cannot be divided among processes and accumulated parts, or are too few to normalise.
+        """
+        training, world = self.config.training, self.engine.share.world
+        divisor = world * training.accumulate
+        sizes = {}
+        for name, data in self.pictures.domains().items():
+            wanted = training.batch_size if name == "source" else target_batch_size(training)
+            if wanted % divisor:
+                raise KcdpError(
+                    f"{wanted} {name} pictures per step for {world} processes x {training.accumulate} parts",
+                    f"a multiple of {divisor}",
+                    f"set training.{'batch_size' if name == 'source' else 'target_batch_size'} to "
+                    f"{max(1, wanted // divisor) * divisor}",
+                )  # fmt: skip
+            sizes[name] = min(wanted, len(data)) // divisor * divisor
+            if not sizes[name]:
+                raise KcdpError(
+                    f"{data.dataset.name!r} holds {len(data)} pictures for {world} processes x {training.accumulate} "
+                    "parts", f"{divisor} or more", "use fewer processes or training.accumulate=1",
+                )  # fmt: skip
+        if self.config.model.head.normalize_v and sum(sizes.values()) // training.accumulate < 2:
+            raise KcdpError(
+                "a training step has one picture", "2 or more, for model.head.normalize_v",
+                "raise training.batch_size, or add --set model.head.normalize_v=false",
             )  # fmt: skip
-        if not math.isfinite(result.loss.item()):
-            raise DivergedError(
-                f"the loss is {result.loss.item()} at step {self.progress.step + 1}", "a finite number",
-                f"start a new run with a lower training.learning_rate (now {training.learning_rate})",
-            )  # fmt: skip
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(result.loss).backward()
-        if training.gradient_clip:
-            self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self._trained(), training.gradient_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.model.train()
-        self.progress.step += 1
-        if self.average is not None:
-            update_average(self.average, self.model, training.ema_decay, self.progress.step)
-        row = {"loss": result.loss.item(), **{name: value.item() for name, value in result.parts.items()}}
-        return row | _measured(result, target)
+        return sizes
 
-    def validate(self) -> None:
-        """Measure on the validation pictures, keep the best model, save the latest state."""
-        training, model, validation = self.config.training, self.validated_model, self.pictures.validation
-        if training.validation_sample:
-            validation = _sample(validation, training.validation_sample)
-        logits = predict_logits(
-            model, validation, self.config.preprocess,
-            device=self.device, dtype=self.dtype, batch_size=2 * training.batch_size, progress="validate",
+    @property
+    def _draws(self) -> bool:
+        """Whether a step draws random numbers."""
+        names = ("Dropout", "DropPath")
+        modules = (*self.model.modules(), *self.step.modules())
+        return bool(self.config.model.lora.dropout) or any(type(m).__name__.startswith(names) for m in modules)
+
+    def _diverged(self, loss: float, batch: dict[str, Item | None]) -> None:
+        """Raises DivergedError, with the batch in the log and its first pictures in the message."""
+        data = self.pictures.domains()
+        keys = {
+            name: [data[name].dataset.samples[i].key for i in item.index.tolist()]
+            for name, item in batch.items() if item is not None and item.index is not None
+        }  # fmt: skip
+        step = self.progress.step + 1
+        self._log({"step": step, "diverged": keys})
+        named = "; ".join(f"{name} {', '.join(found[:3])}" + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+                          for name, found in keys.items())  # fmt: skip
+        raise DivergedError(
+            f"the loss is {loss} at step {step} (batch: {named})", "a finite number",
+            f"start a new run with a lower training.learning_rate (now {self.config.training.learning_rate}); the "
+            "whole batch is in log.jsonl",
         )  # fmt: skip
-        metrics = classification_metrics(validation.labels, logits.argmax(1))
-        keep = ("n", "accuracy", "balanced_accuracy", "macro_f1", "recall", "constant_baseline")
-        step = self.progress.step
-        progress = replace(self.progress, validation={k: metrics[k] for k in keep}, validated=step)
-        if metrics["balanced_accuracy"] > progress.best or training.select == "last":
-            progress.best, progress.best_step = metrics["balanced_accuracy"], step
-            save_checkpoint(self.out / BEST, model, self.config, vars(progress))
-            if self.config.model.lora.rank:
-                save_lora(model.features.unet, self.out / ADAPTERS, overwrite=True)
-        self.progress = progress  # not before: an interrupted validation is done again
-        self._log({"step": step, "validation": progress.validation})
-        balanced, accuracy = metrics["balanced_accuracy"], metrics["accuracy"]
-        tqdm.write(f"step {step}: validation balanced accuracy {balanced:.4f}, accuracy {accuracy:.4f}")
-        self.save_last()
 
-    def save_last(self) -> None:
-        """Everything needed to go on from here."""
-        parts = {}
-        if self.average is not None:
-            parts["average"] = trainable_state(self.average)
-        if self.labeller is not None:
-            parts["pseudo_labels"] = self.labeller.state_dict()
-        save_checkpoint(self.out / LAST, self.model, self.config, vars(self.progress), self.optimizer, parts)
+    def _note_unreadable(self, items: dict[str, Item]) -> None:
+        data, share = self.pictures.domains(), self.engine.share
+        found = {name: passed_over(item, len(data[name])) for name, item in items.items()}
+        if share.world > 1 and not self.engine.any(any(found.values())):
+            return
+        for name, places in found.items():
+            known = self.progress.skipped.setdefault(name, [])
+            new = note_unreadable(data[name], set(self.engine.collect(sorted(places))), known, self.engine.is_main)
+            if new:
+                self._log({"step": self.progress.step, "skipped": {name: new}})
+                check_unreadable(data[name], known)
 
     def _validation_due(self) -> bool:
         step = self.progress.step
+        if not self.total_steps:
+            return not self.progress.validation
         return step > self.progress.validated and (step % self.validate_every == 0 or step == self.total_steps)
 
     def _trained(self) -> list[torch.nn.Parameter]:
-        return [p for p in self.model.parameters() if p.requires_grad]
+        return [p for p in (*self.model.parameters(), *self.step.parameters()) if p.requires_grad]
 
-    def _begin_log(self) -> None:
-        """Leave in the log only the steps that are not done again: none of them in a new run."""
-        path = self.out / LOG
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-        with atomic_file(path) as temporary:
-            kept = [line for line in lines if _step_of(line) <= self.progress.step]
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    def _clock(self) -> tuple[float, float]:
+        return self.progress.seconds, self.progress.waiting
 
     def _log(self, row: dict[str, Any]) -> None:
-        row = {**row, "seconds": round(self.progress.seconds, 2)}
-        try:
-            with (self.out / LOG).open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise KcdpError(f"writing {self.out / LOG} failed ({error.strerror})", fix="free some space") from None
-
-
-def _read_progress(resume: Checkpoint, out: Path) -> Progress:
-    try:
-        return Progress(**resume.progress)
-    except TypeError as error:
-        raise KcdpError(f"{out / LAST}: {error}", fix="use the kcdp that wrote it") from None
-
-
-def _step_of(line: str) -> float:
-    """The step of a row of the log; infinite for what is not a row."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        self.log.write({**row, "seconds": round(self.progress.seconds, 2)})
 
 
 def target_batch_size(training: TrainingConfig) -> int:
@@ -334,9 +417,10 @@ def _measured(result: StepResult, target: Item | None) -> dict[str, float]:
     """How many pseudo-labels are right, where that is known; for the log and nothing else."""
     if result.pseudo_labels is None or result.counted is None or target is None:
         return {}
-    known = target.labels >= 0
-    right = (result.pseudo_labels.cpu() == target.labels)[known].float()
-    counted = result.counted.cpu()[known]
+    truth = gather_rows(target.labels.to(result.pseudo_labels.device))
+    known = truth >= 0
+    right = (result.pseudo_labels == truth)[known].float()
+    counted = result.counted[known]
     if not len(right):
         return {}
     row = {"pseudo_accuracy": right.mean().item()}

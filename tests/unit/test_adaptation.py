@@ -31,7 +31,8 @@ from tiny_runs import (
 from kcdp.data.loader import TensorDataset
 from kcdp.training.checkpoint import BEST, LAST, Checkpoint, load_checkpoint, load_model
 from kcdp.training.pictures import open_pictures
-from kcdp.training.trainer import Pictures, Trainer
+from kcdp.training.progress import Pictures
+from kcdp.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

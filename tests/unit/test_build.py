@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-import kcdp.models.build as build_module
+import kcdp.models.text_side as text_side_module
 from kcdp.config import Config, load_config
 from kcdp.errors import KcdpError
 from kcdp.knowledge.text import SeededText
@@ -96,7 +96,7 @@ class Asked(SeededText):
 
 
 def test_a_text_encoder_that_is_open_already_is_used(monkeypatch):
-    monkeypatch.setattr(build_module, "open_text", lambda _model: pytest.fail("another one was opened"))
+    monkeypatch.setattr(text_side_module, "open_text", lambda _model: pytest.fail("another one was opened"))
     text = Asked()
     model = build_model(tiny("model.knowledge.text=a face"), text)
     assert text.calls == 2  # the sentence, the prompts
@@ -109,7 +109,7 @@ def test_a_checkpoint_tells_what_the_text_encoder_would(monkeypatch):
         config = tiny(*overrides)
         model = build_model(config, Asked())
         with monkeypatch.context() as patch:
-            patch.setattr(build_module, "open_text", lambda _model: pytest.fail("the text encoder was opened"))
+            patch.setattr(text_side_module, "open_text", lambda _model: pytest.fail("the text encoder was opened"))
             again = build_model(config, state=trainable_state(model))
             load_trainable_state(again, trainable_state(model), "here")
             assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
@@ -118,7 +118,7 @@ def test_a_checkpoint_tells_what_the_text_encoder_would(monkeypatch):
 
 
 def test_models_without_prompts_and_sentences_open_no_text_encoder(monkeypatch):
-    monkeypatch.setattr(build_module, "open_text", lambda _model: pytest.fail("the text encoder was opened"))
+    monkeypatch.setattr(text_side_module, "open_text", lambda _model: pytest.fail("the text encoder was opened"))
     for mode in ("constant", "implicit", "explicit"):
         build_model(tiny(f"model.knowledge.mode={mode}", "model.alignment.kind=none"))
 

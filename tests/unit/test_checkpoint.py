@@ -36,7 +36,8 @@ from kcdp.training.checkpoint import (
     load_model,
     save_checkpoint,
 )
-from kcdp.training.trainer import LOG, Trainer
+from kcdp.training.log import LOG
+from kcdp.training.trainer import Trainer
 
 
 def test_the_best_checkpoint_holds_what_inference_needs_and_nothing_else(tmp_path):

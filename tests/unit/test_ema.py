@@ -15,7 +15,8 @@ from kcdp.data.loader import TensorDataset
 from kcdp.models.build import build_model
 from kcdp.training.checkpoint import LAST, Checkpoint, load_checkpoint
 from kcdp.training.ema import average_model, update_average
-from kcdp.training.trainer import Pictures, Trainer
+from kcdp.training.progress import Pictures
+from kcdp.training.trainer import Trainer
 
 
 class Small(nn.Module):

@@ -28,8 +28,12 @@ from kcdp.models.moe import balance_loss, gate_deviation
 from kcdp.training.checkpoint import LAST, load_checkpoint
 from kcdp.training.ema import average_model
 from kcdp.training.pseudo_labels import PseudoLabels
-from kcdp.training.steps import AdaptationStep, DistillationStep, SourceStep, StepResult
-from kcdp.training.trainer import Pictures, Trainer
+from kcdp.training.steps.adaptation import AdaptationStep
+from kcdp.training.steps.distillation import DistillationStep
+from kcdp.training.steps.source import SourceStep
+from kcdp.training.steps.step import StepResult
+from kcdp.training.progress import Pictures
+from kcdp.training.trainer import Trainer
 
 WIDTH, TEXT_TOKENS, COUNT = 32, 12, 12
 WEIGHTS = "diffusion_pytorch_model.safetensors"

@@ -23,7 +23,9 @@ from kcdp.data.loader import TensorDataset
 from kcdp.errors import KcdpError
 from kcdp.training.checkpoint import BEST, LAST, Checkpoint, load_checkpoint
 from kcdp.training.interrupts import interrupts_deferred, interrupts_raise
-from kcdp.training.trainer import LOG, Pictures, Trainer
+from kcdp.training.log import LOG
+from kcdp.training.progress import Pictures
+from kcdp.training.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)

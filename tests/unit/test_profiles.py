@@ -43,8 +43,12 @@ from kcdp.training.knowledge import KnowledgeReader
 from kcdp.training.pictures import open_pictures
 from kcdp.training.pseudo_labels import PseudoLabels
 from kcdp.training.schedule import make_optimizer, set_learning_rate
-from kcdp.training.steps import AdaptationStep, SourceStep, StepResult
-from kcdp.training.trainer import LOG, Pictures, Trainer
+from kcdp.training.steps.adaptation import AdaptationStep
+from kcdp.training.steps.source import SourceStep
+from kcdp.training.steps.step import StepResult
+from kcdp.training.log import LOG
+from kcdp.training.progress import Pictures
+from kcdp.training.trainer import Trainer
 
 PUBLISHED = "as-published-code"
 #: dotted setting -> the value that a test below holds it to.

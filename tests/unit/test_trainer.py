@@ -39,7 +39,9 @@ from kcdp.models.build import trainable_state
 from kcdp.training.checkpoint import BEST, LAST, Checkpoint, find_checkpoint, load_checkpoint, load_model
 from kcdp.training.device import autocast_dtype, resolve_device
 from kcdp.training.schedule import class_shares, class_weights, learning_rate
-from kcdp.training.trainer import LOG, DivergedError, Pictures, Trainer
+from kcdp.training.log import LOG
+from kcdp.training.progress import Pictures
+from kcdp.training.trainer import DivergedError, Trainer
 
 
 @pytest.fixture(scope="module")

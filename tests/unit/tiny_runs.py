@@ -14,11 +14,16 @@ from kcdp.cli import main
 from kcdp.config import Config, load_config
 from kcdp.errors import KcdpError
 from kcdp.training.pictures import open_pictures
-from kcdp.training.trainer import LOG, Pictures, Trainer
+from kcdp.training.log import LOG
+from kcdp.training.progress import Pictures
+from kcdp.training.trainer import Trainer
 
 SOURCE = "synthetic:photos?n=48&size=32"  # 40 pictures to train on, 4 to validate on
 TARGET = "synthetic:stickers?n=36&size=32&seed=5"  # 26 pictures to adapt to
-BASE = ("training.mixed_precision=no", "training.batch_size=8", "training.warmup_steps=2", f"data.source={SOURCE}")
+BASE = (
+    "training.mixed_precision=no", "training.batch_size=8", "training.warmup_steps=2", "training.tensorboard=false",
+    f"data.source={SOURCE}",
+)  # fmt: skip
 STEPS_PER_EPOCH = 5
 
 
@@ -66,7 +71,7 @@ def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int
 
 def train_arguments(out: Path, *overrides: str) -> list[object]:
     """``kcdp train`` with the settings of ``tiny``."""
-    sets = [part for text in (*BASE[:3], *overrides) for part in ("--set", text)]
+    sets = [part for text in (*BASE[:4], *overrides) for part in ("--set", text)]
     return ["train", "--preset", "tiny", "--source", SOURCE, "--out", out, *sets]
 
 
@@ -98,13 +103,13 @@ def state(trainer: Trainer) -> dict[str, torch.Tensor]:
     names = {parameter: name for name, parameter in trainer.model.named_parameters()}
     found = {f"optimizer/{names[p]}/{k}": v for p, s in trainer.optimizer.state.items() for k, v in s.items()}
     found |= {f"model/{name}": value for name, value in trainer.model.state_dict().items()}
-    for part, module in (("average", trainer.average), ("labeller", trainer.labeller)):
+    for part, module in (("average", trainer.average), ("step", trainer.step)):
         found |= {f"{part}/{name}": value for name, value in (module.state_dict() if module else {}).items()}
     return found
 
 
 def part(found: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
-    """One part of ``state``: "model", "average", "optimizer" or "labeller"."""
+    """One part of ``state``: "model", "average", "optimizer" or "step"."""
     return {key.removeprefix(f"{name}/"): value for key, value in found.items() if key.startswith(f"{name}/")}
 
 
