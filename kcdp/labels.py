@@ -49,6 +49,7 @@ DATASET_CLASSES: MappingProxyType[str, Mapping[str | int, str | None]] = Mapping
         **{i: _ALIASES.get(name) for i, name in enumerate(_FER_CODES)},
     },
     "folder": {**_by_name(*_ALIASES), "neutral": DROPPED},
+    "csv": {**_by_name(*_ALIASES), "neutral": DROPPED},
 })  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -23,12 +24,14 @@ class Sample:
         label: index in ``LABELS``, or None where the picture has no label.
         split: "train", "val" or "test" where the dataset says so itself, else None.
         group: a sub-population to report by (an artwork style, say); empty when there is none.
+        text: words that come with the picture, such as what is written on a sticker; empty when there are none.
     """
 
     key: str
     label: int | None
     split: str | None = None
     group: str = ""
+    text: str = ""
 
 
 class ImageDataset(ABC):
@@ -54,6 +57,10 @@ class ImageDataset(ABC):
     def name_of(self, index: int) -> str:
         """The dataset string under which the picture at a position is found: of a mixture, that of its part."""
         return self.name
+
+    def path_of(self, index: int) -> Path | None:
+        """The file that holds the picture at a position, where it has one of its own; it may be missing."""
+        return None
 
     def subset(self, indices: Sequence[int]) -> ImageDataset:
         """The same pictures, fewer of them, in the order given."""
@@ -88,3 +95,6 @@ class Subset(ImageDataset):
 
     def name_of(self, index: int) -> str:
         return self._parent.name_of(self._indices[index])
+
+    def path_of(self, index: int) -> Path | None:
+        return self._parent.path_of(self._indices[index])

@@ -55,7 +55,11 @@ class EmojiDataset(ImageDataset):
 
     def image(self, index: int) -> Image.Image:
         """See ``ImageDataset.image``."""
-        return decode(self.root / self._files[index])
+        return decode(self.path_of(index))
+
+    def path_of(self, index: int) -> Path:
+        """See ``ImageDataset.path_of``."""
+        return self.root / self._files[index]
 
 
 def read_manifest(root: Path) -> dict[str, Any]:

@@ -62,7 +62,11 @@ class FerFolder(ImageDataset):
 
     def image(self, index: int) -> Image.Image:
         """Grey ("L"), 48x48; see ``ImageDataset.image``."""
-        return decode(self.root / self.samples[index].key)
+        return decode(self.path_of(index))
+
+    def path_of(self, index: int) -> Path:
+        """See ``ImageDataset.path_of``."""
+        return self.root / self.samples[index].key
 
 
 class FerZip(ImageDataset):

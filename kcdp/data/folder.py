@@ -32,12 +32,14 @@ class FolderDataset(ImageDataset):
             others.
     """
 
-    def __init__(self, name: str, path: str | Path, neutral: bool = False) -> None:
+    def __init__(self, name: str, path: str | Path, neutral: bool = False, dataset: str = "folder") -> None:
         """
         Args:
             name: the dataset string.
             path: the folder.
             neutral: only the neutral pictures.
+            dataset: the kind, a key of ``kcdp.labels.DATASET_CLASSES``, whose class names count; only "folder" may
+                hold pictures without a class.
 
         Raises:
             KcdpError: no such folder, no pictures in it, or folders that are no class.
@@ -45,14 +47,24 @@ class FolderDataset(ImageDataset):
         self.root = Path(path).expanduser()
         if not self.root.is_dir():
             what = "is not a folder" if self.root.exists() else "does not exist"
-            raise KcdpError(f"{self.root} {what}", "a folder of pictures", "check the path after folder:")
+            raise KcdpError(f"{self.root} {what}", "a folder of pictures", f"check the path after {dataset}:")
         keys = find_pictures(self.root)
-        samples, self.dropped = classify(keys, dataset="folder", where=str(self.root), neutral=neutral)
+        samples, self.dropped = classify(keys, dataset=dataset, where=str(self.root), neutral=neutral)
+        loose = [sample.key for sample in samples if sample.label is None and not neutral]
+        if loose and dataset != "folder":
+            raise KcdpError(
+                f"{self.root} holds {loose[0]}", "[train|val|test/]<class>/<picture>",
+                "use folder: for pictures without a class",
+            )  # fmt: skip
         super().__init__(name, samples)
 
     def image(self, index: int) -> Image.Image:
         """See ``ImageDataset.image``; of an animation, the first frame."""
-        return decode(self.root / self.samples[index].key)
+        return decode(self.path_of(index))
+
+    def path_of(self, index: int) -> Path:
+        """See ``ImageDataset.path_of``."""
+        return self.root / self.samples[index].key
 
 
 def find_pictures(root: Path) -> list[str]:

@@ -106,6 +106,42 @@ def _read_fer2013(spec: DatasetSpec, name: str) -> ImageDataset:
     return open_fer2013(name, spec.path, **spec.own_options)
 
 
+def _read_emoset(spec: DatasetSpec, name: str) -> ImageDataset:
+    from kcdp.data.emoset import open_emoset
+
+    return open_emoset(name, spec.path)
+
+
+def _read_ser30k(spec: DatasetSpec, name: str) -> ImageDataset:
+    from kcdp.data.ser30k import open_ser30k
+
+    return open_ser30k(name, spec.path, **spec.own_options)
+
+
+def _read_fi(spec: DatasetSpec, name: str) -> ImageDataset:
+    from kcdp.data.fi import open_fi
+
+    return open_fi(name, spec.path)
+
+
+def _read_emotion6(spec: DatasetSpec, name: str) -> ImageDataset:
+    from kcdp.data.emotion6 import open_emotion6
+
+    return open_emotion6(name, spec.path)
+
+
+def _read_emo8(spec: DatasetSpec, name: str) -> ImageDataset:
+    from kcdp.data.folder import FolderDataset
+
+    return FolderDataset(name, spec.path, dataset="emo8")
+
+
+def _read_csv(spec: DatasetSpec, name: str) -> ImageDataset:
+    from kcdp.data.table import TableDataset
+
+    return TableDataset(name, spec.path, **spec.own_options)
+
+
 def _read_emoji(spec: DatasetSpec, name: str) -> ImageDataset:
     from kcdp.data.emoji import EmojiDataset
 
@@ -134,6 +170,12 @@ KINDS: Mapping[str, Kind] = MappingProxyType({
                    _read_folder, _NEUTRAL),
     "fer2013": Kind("FER-2013 as a folder, a .zip (read in place) or the original .csv", "FILE-OR-FOLDER",
                     _read_fer2013, _NEUTRAL),
+    "emoset": Kind("EmoSet-118K, its lists and its image folder", "FOLDER", _read_emoset),
+    "ser30k": Kind("SER30K stickers, its Annotations and Images", "FOLDER", _read_ser30k, _NEUTRAL),
+    "fi": Kind("Flickr and Instagram, as lists or as class folders", "FOLDER", _read_fi),
+    "emotion6": Kind("Emotion6 or EmotionROI, with or without their split lists", "FOLDER", _read_emotion6),
+    "emo8": Kind("Emo8, class folders below train, val and test", "FOLDER", _read_emo8),
+    "csv": Kind("a table of your own: path,label and if need be split,group", "FILE", _read_csv, _NEUTRAL),
     "emoji": Kind("face emoji fetched by kcdp data emoji", "FOLDER", _read_emoji,
                   {"styles": Option("style names, comma-separated", _names)}),
     "synthetic": Kind("faces drawn on the fly, as photographs or as stickers", "photos or synthetic:stickers",

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
-from pathlib import PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 from PIL import Image
 
@@ -53,6 +53,11 @@ class Mixture(ImageDataset):
         """The dataset string of the picture's part."""
         part, position = self._locate(index)
         return self.parts[part].name_of(position)
+
+    def path_of(self, index: int) -> Path | None:
+        """See ``ImageDataset.path_of``."""
+        part, position = self._locate(index)
+        return self.parts[part].path_of(position)
 
     def part_of(self, index: int) -> int:
         """The number of the part that holds the picture at a position.

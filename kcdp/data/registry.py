@@ -2,6 +2,7 @@
 
     folder:photos                                 class folders, with or without train/val/test above them
     fer2013:fer2013.zip?split=train               FER-2013, its own splits
+    csv:pets.csv                                  a table of one's own
     emoji:artwork?styles=noto,twemoji&only=labelled
     synthetic:stickers?n=600&labelled=no          drawn on the fly, nothing to fetch
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -136,6 +138,9 @@ class _HiddenLabels(ImageDataset):
 
     def image(self, index: int) -> Image.Image:
         return self._parent.image(index)
+
+    def path_of(self, index: int) -> Path | None:
+        return self._parent.path_of(index)
 
 
 def _parse_value(text: str, name: str, option: Option, value: str | None) -> Any:

@@ -11,7 +11,6 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from PIL import Image, ImageOps
 from kcdp import __version__
 from kcdp.data.dataset import ImageDataset, Sample
 from kcdp.data.folder import is_picture
+from kcdp.data.progress import with_bar
 from kcdp.data.registry import native_splits, split_of
-from kcdp.errors import KcdpError, require
+from kcdp.errors import KcdpError
 from kcdp.files import atomic_folder, write_json
 from kcdp.labels import LABELS
 from kcdp.preprocess import to_rgb
@@ -61,7 +61,7 @@ def write_pictures(dataset: ImageDataset, out: Path, *, form: str = "png", overw
     """
     files = plan_files(dataset, form)
     with atomic_folder(out, overwrite=overwrite, marker=MARKER) as folder:
-        for index in _with_bar(range(len(dataset))):
+        for index in with_bar(range(len(dataset)), "write", len(dataset)):
             path = folder / files[index]
             path.parent.mkdir(parents=True, exist_ok=True)
             _save(dataset.image(index), path, form, dataset.samples[index].key)
@@ -150,13 +150,3 @@ def _storable(image: Image.Image, form: str) -> Image.Image:
     if image.mode not in ("1", "L", "P", "RGB"):
         raise ValueError(f"it is {image.mode} with a transparent value")
     return image.convert("RGBA")
-
-
-def _with_bar(indices: range) -> Iterable[int]:
-    """A progress bar on a terminal, where tqdm is installed: it is no reason to ask for an extra."""
-    try:
-        tqdm = require("tqdm", "train").tqdm
-    except KcdpError:
-        return indices
-    bar: Iterable[int] = tqdm(indices, desc="write", unit=" pictures", disable=None, leave=False)
-    return bar
