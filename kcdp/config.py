@@ -37,8 +37,10 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
 
     def check_backbone(self) -> None:
-        """Raises KcdpError: no backbone named, or a local folder that does not exist."""
+        """Raises KcdpError: no backbone named, or a local folder that does not exist; of the network "kadap"."""
         name = self.model.backbone
+        if self.model.network != "kadap":  # their own builders know what the name may be
+            return
         if not name:
             raise KcdpError(
                 f"preset {self.preset!r} needs weights and model.backbone is empty",

@@ -284,12 +284,30 @@ class ModelConfig:
             if self.lora.rank and self.train_backbone else "",
             f"model.train_head is false and model.network {self.network!r}; expected the network 'clip'"
             if not self.train_head and self.network != "clip" else "",
+            *_mistakes_of_network(self),
         )  # fmt: skip
 
     @property
     def knowledge_tokens(self) -> int:
         """How many knowledge tokens a picture has."""
         return self.knowledge.tokens if self.knowledge.mode == "constant" else 2 * self.text.tokens
+
+
+def _mistakes_of_network(model: ModelConfig) -> list[str]:
+    """Settings that mean nothing to the network of a baseline: none of them is passed over in silence."""
+    if model.network == "kadap":
+        return []
+    values = [
+        ("lora.rank", model.lora.rank, (0,)), ("alignment.kind", model.alignment.kind, ("none",)),
+        ("head.experts", model.head.experts, (1,)), ("input_normalization", model.input_normalization, ("range",)),
+        ("knowledge.mode", model.knowledge.mode, ("constant",) if model.network == "clip" else ("explicit", "constant"))
+    ]  # fmt: skip
+    if model.network == "clip":
+        values += [("text.kind", model.text.kind, ("clip",)), ("backbone", model.backbone, ("", "scratch"))]
+    return [
+        f"model.{name} is {value!r} and model.network {model.network!r}; expected {' or '.join(map(repr, right))}"
+        for name, value, right in values if value not in right
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from kcdp.files import read_json
 from kcdp.knowledge.tower import TowerShape, parameter_shapes
 
 Tensors = dict[str, torch.Tensor]
+Side = Callable[[list[str], Callable[[str], torch.Tensor], str], Tensors]
 
 _ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
 #: What a folder's weights are called: open_clip's names, then those of the transformers library.
@@ -53,15 +54,27 @@ def load_text_weights(model: str, weights: str) -> tuple[TowerShape, Tensors]:
     Raises:
         KcdpError: missing, damaged, or of another model.
     """
-    path, shape, fix = Path(weights), None, f"name the model that the weights are of, if it is not {model}"
-    if os.path.isdir(path):
-        shape = _shape_of_folder(path)
-        fix = fix if shape is None else "take weights and description from one source"
-        path = _file_of_folder(path)
-    elif not os.path.isfile(path):
-        path = _download(model, weights)
+    shape = _shape_of_folder(Path(weights)) if os.path.isdir(weights) else None
+    fix = name_the_model(model) if shape is None else "take weights and description from one source"
+    path = find_weights(model, weights)
     shape = shape or _shape_of_model(model)
-    return shape, _fitting(shape, _read(path), str(path), fix)
+    return shape, fitting(parameter_shapes(shape), read_weights(path, _text_side), str(path), fix)
+
+
+def name_the_model(model: str) -> str:
+    """What to do where a file's tensors are not those of the model that was named."""
+    return f"name the model that the weights are of, if it is not {model}"
+
+
+def find_weights(model: str, weights: str) -> Path:
+    """The file that ``weights`` names; see ``OpenClipText``.
+
+    Raises:
+        KcdpError: there is none, or it cannot be fetched.
+    """
+    if os.path.isdir(weights):
+        return _file_of_folder(Path(weights))
+    return Path(weights) if os.path.isfile(weights) else _download(model, weights)
 
 
 def _shape_of_folder(folder: Path) -> TowerShape | None:
@@ -163,15 +176,22 @@ def _download(model: str, weights: str) -> Path:
         ) from None
 
 
-def _read(path: Path) -> Tensors:
-    """The file's text-tower tensors under open_clip's names, as stored."""
+def read_weights(path: Path, side: Side) -> Tensors:
+    """What ``side`` takes of a file's tensors, as stored.
+
+    Args:
+        side: is given the names, a way to read one, and the file's name.
+
+    Raises:
+        KcdpError: the file is damaged, or what ``side`` raises.
+    """
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as handle:
-                return _text_side(list(handle.keys()), handle.get_tensor, str(path))
+                return side(list(handle.keys()), handle.get_tensor, str(path))
         state = _unpickle(path)
         state = {k: v for k, v in state.get("state_dict", state).items() if isinstance(v, torch.Tensor)}
-        return _text_side(list(state), state.__getitem__, str(path))
+        return side(list(state), state.__getitem__, str(path))
     except KcdpError:
         raise
     except Exception as error:  # a file from anywhere: torch.load raises nearly anything
@@ -224,9 +244,12 @@ def _from_transformers(tensors: Tensors) -> Tensors:
     return renamed
 
 
-def _fitting(shape: TowerShape, tensors: Tensors, where: str, fix: str) -> Tensors:
-    """The tensors in float32, every one of them there, of the right shape, and finite."""
-    expected = parameter_shapes(shape)
+def fitting(expected: Mapping[str, tuple[int, ...]], tensors: Tensors, where: str, fix: str) -> Tensors:
+    """The tensors in float32, every one of them there, of the right shape, and finite.
+
+    Raises:
+        KcdpError: the first that is not.
+    """
     for name in [*expected, *sorted(set(tensors) - set(expected))]:
         found = tuple(tensors[name].shape) if name in tensors else "missing"
         if found != expected.get(name):

@@ -15,23 +15,27 @@ from torch import nn
 from kcdp.config import Config
 from kcdp.errors import KcdpError
 from kcdp.files import read_json
-from kcdp.knowledge.embedding import constant_tokens
-from kcdp.knowledge.open_text import open_text
 from kcdp.knowledge.prompts import emotion_position, prompt_tokens
 from kcdp.knowledge.text import TextEncoder
 from kcdp.models.alignment import Alignment
 from kcdp.models.cesa import Cesa
 from kcdp.models.cliea import Cliea
+from kcdp.models.clip_network import build_clip
 from kcdp.models.diffusion_features import DiffusionFeatures
 from kcdp.models.implicit_knowledge import ImplicitKnowledge
 from kcdp.models.kadap import ConstantKnowledge, Kadap, visual_width
 from kcdp.models.latents import LatentEncoder
 from kcdp.models.lora import add_lora, load_lora
+from kcdp.models.network import EmotionNetwork
+from kcdp.models.pyramid_transformer import build_pyramid
+from kcdp.models.text_side import TextSide
 from kcdp.settings import EncoderConfig, ModelConfig
 
 
-def build_model(config: Config, text: TextEncoder | None = None, state: Mapping[str, Any] | None = None) -> Kadap:
-    """The model of a configuration, in float32 on the CPU, in training mode.
+def build_model(
+    config: Config, text: TextEncoder | None = None, state: Mapping[str, Any] | None = None
+) -> EmotionNetwork:
+    """The network of a configuration, in float32 on the CPU, in training mode.
 
     Made-from-scratch parts are seeded by ``training.seed``. A frozen backbone has ``requires_grad`` off.
 
@@ -43,77 +47,69 @@ def build_model(config: Config, text: TextEncoder | None = None, state: Mapping[
         KcdpError: no backbone named, weights missing or not fitting, picture size not a fitting multiple.
     """
     config.check_backbone()
-    model = config.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
-        features = build_features(model)
-        if model.backbone != "scratch" and features.width != model.knowledge.width:
-            raise KcdpError(
-                f"model.knowledge.width is {model.knowledge.width}",
-                f"{features.width}, the cross-attention width of {model.backbone}",
-                f"add --set model.knowledge.width={features.width}",
-            )
-        size, multiple = config.preprocess.size, features.size_multiple
-        if size % multiple:
-            raise KcdpError(
-                f"preprocess.size is {size}",
-                f"a multiple of {multiple} for this model",
-                f"try {size // multiple * multiple or multiple}",
-            )
-        features.requires_grad_(model.train_backbone)
-        features.encoder.requires_grad_(model.train_backbone and model.train_encoder)
-        features.checkpointing = config.training.gradient_checkpointing
-        source = _TextSide(model, text, state or {})
-        built = Kadap(
-            features, model.head, _build_knowledge(features, model, source), _build_alignment(features, model, source),
-            config.preprocess.value_range if model.input_normalization == "range" else None,
-        )  # fmt: skip
-        if model.lora.rank:
-            lora = model.lora
-            add_lora(features.unet, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets)
-            if lora.weights and not state:
-                load_lora(features.unet, lora.weights)
+        return NETWORKS[config.model.network](config, TextSide(config.model, text, state or {})).train()
+
+
+def build_kadap(config: Config, source: TextSide) -> Kadap:
+    """The network "kadap"; see ``build_model``."""
+    model = config.model
+    features = build_features(model)
+    if model.backbone != "scratch" and features.width != model.knowledge.width:
+        raise KcdpError(
+            f"model.knowledge.width is {model.knowledge.width}",
+            f"{features.width}, the cross-attention width of {model.backbone}",
+            f"add --set model.knowledge.width={features.width}",
+        )
+    size, multiple = config.preprocess.size, features.size_multiple
+    if size % multiple:
+        raise KcdpError(
+            f"preprocess.size is {size}",
+            f"a multiple of {multiple} for this model",
+            f"try {size // multiple * multiple or multiple}",
+        )
+    features.requires_grad_(model.train_backbone)
+    features.encoder.requires_grad_(model.train_backbone and model.train_encoder)
+    features.checkpointing = config.training.gradient_checkpointing
+    built = Kadap(
+        features, model.head, _build_knowledge(features, model, source), _build_alignment(features, model, source),
+        config.preprocess.value_range if model.input_normalization == "range" else None,
+    )  # fmt: skip
+    if model.lora.rank:
+        lora = model.lora
+        add_lora(features.unet, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets)
+        if lora.weights and not source.state:
+            load_lora(features.unet, lora.weights)
     if model.backbone != "scratch":  # what is made from scratch is nowhere else
         built.external = frozenset(name for name, p in built.named_parameters() if not p.requires_grad)
     if model.knowledge.mode == "implicit" and config.training.implicit == "distill":
         built.requires_grad_(False)
         assert built.knowledge is not None
         built.knowledge.requires_grad_(True)
-    return built.train()
+    return built
 
 
-class _TextSide:
-    """What the model needs of the text encoder: from a checkpoint, else from the encoder, opened when first asked."""
-
-    def __init__(self, model: ModelConfig, encoder: TextEncoder | None, state: Mapping[str, Any]) -> None:
-        self._model, self._encoder, self._state = model, encoder, state
-
-    def get(self, name: str, ask: Callable[[TextEncoder], torch.Tensor]) -> torch.Tensor:
-        """The buffer ``name``, or what ``ask`` has to say."""
-        if name in self._state:
-            return torch.as_tensor(self._state[name])
-        if self._encoder is None:
-            self._encoder = open_text(self._model)
-        return ask(self._encoder)
+#: ``model.network`` -> what builds it.
+NETWORKS: Mapping[str, Callable[[Config, TextSide], EmotionNetwork]] = {
+    "kadap": build_kadap,
+    "clip": build_clip,
+    "pvt": build_pyramid,
+}
 
 
 def _build_knowledge(
-    features: DiffusionFeatures, model: ModelConfig, source: _TextSide
+    features: DiffusionFeatures, model: ModelConfig, source: TextSide
 ) -> ConstantKnowledge | ImplicitKnowledge | None:
     knowledge, tokens, width = model.knowledge, features.tokens, features.width
     if knowledge.mode == "constant":
-        if not knowledge.text:
-            return ConstantKnowledge(tokens, width)
-        fixed = source.get(
-            "knowledge.embedding", lambda encoder: constant_tokens(knowledge.text, tokens, encoder).unsqueeze(0)
-        )
-        return ConstantKnowledge(tokens, width, fixed)
+        return ConstantKnowledge(tokens, width, source.constant_knowledge(tokens))
     if knowledge.mode == "implicit":
         return ImplicitKnowledge(features.encoder.latent_channels, tokens, width, hidden=knowledge.hidden)
     return None
 
 
-def _build_alignment(features: DiffusionFeatures, model: ModelConfig, source: _TextSide) -> Alignment | None:
+def _build_alignment(features: DiffusionFeatures, model: ModelConfig, source: TextSide) -> Alignment | None:
     wanted = model.alignment
     if wanted.kind == "none":
         return None
@@ -139,12 +135,12 @@ def build_features(config: ModelConfig) -> DiffusionFeatures:
     return DiffusionFeatures(unet, encoder, tokens=config.knowledge_tokens, timestep=config.timestep)
 
 
-def trainable_state(model: Kadap) -> dict[str, torch.Tensor]:
-    """What belongs in a checkpoint: all but the weights that were loaded and not trained, ``Kadap.external``."""
+def trainable_state(model: EmotionNetwork) -> dict[str, torch.Tensor]:
+    """What belongs in a checkpoint: all but the weights that were loaded and not trained, ``model.external``."""
     return {name: value for name, value in model.state_dict().items() if name not in model.external}
 
 
-def load_trainable_state(model: Kadap, state: dict[str, torch.Tensor], where: str) -> None:
+def load_trainable_state(model: EmotionNetwork, state: dict[str, torch.Tensor], where: str) -> None:
     """The inverse of ``trainable_state``.
 
     Raises:
@@ -162,7 +158,7 @@ def load_trainable_state(model: Kadap, state: dict[str, torch.Tensor], where: st
     model.load_state_dict(state, strict=False)
 
 
-def load_matching_state(model: Kadap, state: dict[str, torch.Tensor], where: str) -> list[str]:
+def load_matching_state(model: EmotionNetwork, state: dict[str, torch.Tensor], where: str) -> list[str]:
     """Take over what a model has in common with another one.
 
     Returns:
