@@ -297,7 +297,7 @@ def _mistakes_of_network(model: ModelConfig) -> list[str]:
     """Settings that mean nothing to the network of a baseline: none of them is passed over in silence."""
     if model.network == "kadap":
         return []
-    values = [
+    values: list[tuple[str, Any, tuple[Any, ...]]] = [
         ("lora.rank", model.lora.rank, (0,)), ("alignment.kind", model.alignment.kind, ("none",)),
         ("head.experts", model.head.experts, (1,)), ("input_normalization", model.input_normalization, ("range",)),
         ("knowledge.mode", model.knowledge.mode, ("constant",) if model.network == "clip" else ("explicit", "constant"))

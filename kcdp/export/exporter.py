@@ -20,6 +20,7 @@ from kcdp.export.parity import ParityReport, Reference, check_signature, compare
 from kcdp.files import make_folder, sha256_file
 from kcdp.graph import GraphSpec, tagging_graph
 from kcdp.labels import LABELS
+from kcdp.models.kadap import Kadap
 from kcdp.models.lora import merge_lora
 from kcdp.training.checkpoint import Checkpoint, find_checkpoint, load_model
 
@@ -62,6 +63,11 @@ def export_run(
     check_target(out, overwrite)
     say(f"1/4 load {run}")
     model, checkpoint = load_model(run)
+    if not isinstance(model, Kadap):
+        raise KcdpError(
+            f"model.network is {checkpoint.config.model.network!r} in {run}",
+            "'kadap', the only network that is exported", "export a run of the method itself",
+        )  # fmt: skip
     if model.knowledge is None:
         raise KcdpError(
             f'{run} has the knowledge mode "explicit": it takes a caption with every picture',

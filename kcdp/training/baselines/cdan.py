@@ -35,6 +35,9 @@ class MultilinearMap(nn.Module):
         width: entries of the result.
     """
 
+    of_features: torch.Tensor
+    of_classes: torch.Tensor
+
     def __init__(self, features: int, classes: int = NUM_CLASSES) -> None:
         super().__init__()
         self.randomised = features * classes > LARGEST_PRODUCT

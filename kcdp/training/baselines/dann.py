@@ -39,6 +39,7 @@ class DannStep(BothStep):
         """
         expect_trained(here.v, self.config)
         factor = reversal_ramp(progress)
-        loss, told = domain_loss(self.discriminator, *(reverse_gradient(x.v, factor) for x in (here, there)))
+        source, goal = (reverse_gradient(x.v, factor) for x in (here, there))
+        loss, told = domain_loss(self.discriminator, source, goal)
         result.parts |= {"domain": loss, "domain_accuracy": told, "reversal": torch.tensor(factor)}
         return loss
