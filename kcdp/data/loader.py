@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from kcdp.data.dataset import ImageDataset
-from kcdp.data.sampler import EpochSampler, Share, mix_seeds, mixture_of
+from kcdp.data.sampler import ALONE, EpochSampler, Share, mix_seeds, mixture_of
 from kcdp.data.transforms import Augmentation, make_augmentation
 from kcdp.errors import KcdpError
 from kcdp.preprocess import PreprocessSpec
@@ -31,8 +31,8 @@ class Item(NamedTuple):
         labels: int64; -1: none.
         strong: uint8 [size, size, 3], the strongly augmented view, where one is made.
         knowledge: float32 [T, W], knowledge tokens, where there are any.
-        index: int64, the picture's place in its dataset.
-        wanted: int64, the place that was asked for: another one where that picture cannot be read.
+        place: int64, which picture of its dataset it is.
+        wanted: int64, which one was asked for: another one where that picture cannot be read.
         latents, strong_latents: float32 [C, h, w], what a frozen encoder made of the two views, where that is cached.
     """
 
@@ -40,7 +40,7 @@ class Item(NamedTuple):
     labels: torch.Tensor
     strong: torch.Tensor | None = None
     knowledge: torch.Tensor | None = None
-    index: torch.Tensor | None = None
+    place: torch.Tensor | None = None
     wanted: torch.Tensor | None = None
     latents: torch.Tensor | None = None
     strong_latents: torch.Tensor | None = None
@@ -59,7 +59,7 @@ class Item(NamedTuple):
     def parts(self, count: int) -> list[Item]:
         """A batch as ``count`` smaller ones of one size; N must be a multiple of it."""
         columns = [[None] * count if part is None else part.chunk(count) for part in self]
-        return [Item(*column) for column in zip(*columns, strict=True)]  # type: ignore[arg-type]
+        return [Item(*column) for column in zip(*columns, strict=True)]
 
 
 class KnowledgeOf(Protocol):
@@ -221,7 +221,7 @@ def training_batches(
     workers: int = 0,
     shuffle: bool = True,
     *,
-    share: Share = Share(),
+    share: Share = ALONE,
     pin_memory: bool = False,
 ) -> Iterator[Item]:
     """Endless batches; see ``EpochSampler`` for the arguments.

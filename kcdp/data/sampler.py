@@ -21,6 +21,9 @@ class Share(NamedTuple):
     world: int = 1
 
 
+ALONE = Share()
+
+
 class EpochSampler:
     """Endless batches of ``(pass, index)``: every epoch a new permutation, the last short batch dropped.
 
@@ -49,7 +52,7 @@ class EpochSampler:
         shuffle: bool = True,
         *,
         mixture: tuple[Sequence[range], Sequence[float]] | None = None,
-        share: Share = Share(),
+        share: Share = ALONE,
     ) -> None:
         if mixture is not None and not shuffle:
             raise KcdpError(

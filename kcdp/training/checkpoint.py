@@ -61,7 +61,11 @@ def save_checkpoint(
     optimizer: Mapping[str, torch.Tensor] | None = None,
     parts: Mapping[str, dict[str, torch.Tensor]] | None = None,
 ) -> None:
-    """Write atomically; ``optimizer`` (see ``optimizer_state``) and ``parts`` only where training is to go on from here."""
+    """Write atomically.
+
+    Args:
+        optimizer: see ``optimizer_state``; with ``parts``, only where training is to go on from this file.
+    """
     tensors = {name: value.detach().contiguous().cpu() for name, value in trainable_state(model).items()}
     for part, values in (parts or {}).items():
         tensors |= {f"{_PARTS}{part}/{name}": value.detach().contiguous().cpu() for name, value in values.items()}

@@ -25,12 +25,12 @@ _NEW_RUN = ("preset", "profile", "source", "target", "validation", "captions", "
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--preset", help=f"one of {', '.join(preset_names())} (default: edge)")
-    several = {"metavar": "SPEC", "action": "append", "default": []}
-    parser.add_argument(
-        "--source", **several, help='labelled pictures, such as "fer2013:PATH"; repeatable, weight=W sets shares'
-    )  # fmt: skip
-    parser.add_argument("--target", **several, help="unlabelled pictures to adapt to (setting DA); repeatable")
-    parser.add_argument("--validation", **several, help="default: the sources' own val splits; repeatable")
+    for name, text in (
+        ("source", 'labelled pictures, such as "fer2013:PATH"; repeatable, weight=W sets their shares'),
+        ("target", "unlabelled pictures to adapt to (setting DA); repeatable"),
+        ("validation", "default: the sources' own val splits; repeatable"),
+    ):
+        parser.add_argument(f"--{name}", metavar="SPEC", action="append", default=[], help=text)
     parser.add_argument(
         "--captions", metavar="FILE", action="append", default=[],
         help="what the pictures show, from: kcdp knowledge caption; repeatable; makes the knowledge mode explicit",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kcdp.config import Config
 from kcdp.data.loader import TensorDataset
 from kcdp.errors import KcdpError
 from kcdp.training.checkpoint import LAST, Checkpoint
@@ -67,3 +68,34 @@ def read_progress(resume: Checkpoint, out: Path) -> Progress:
         return Progress(**resume.progress)
     except TypeError as error:
         raise KcdpError(f"{out / LAST}: {error}", fix="use the kcdp that wrote it") from None
+
+
+def batch_sizes(config: Config, pictures: Pictures, world: int) -> dict[str, int]:
+    """Pictures per step by domain, over all processes; of a dataset with fewer, as many as divide evenly.
+
+    Raises:
+        KcdpError: they cannot be divided among processes and accumulated parts, or are too few to normalise.
+    """
+    training = config.training
+    divisor = world * training.accumulate
+    sizes = {}
+    for name, data in pictures.domains().items():
+        setting = "target_batch_size" if name == "target" and training.target_batch_size else "batch_size"
+        wanted = getattr(training, setting)
+        if wanted % divisor:
+            raise KcdpError(
+                f"training.{setting} is {wanted}, for {world} processes x {training.accumulate} parts",
+                f"a multiple of {divisor}", f"set it to {-(-wanted // divisor) * divisor}",
+            )  # fmt: skip
+        sizes[name] = min(wanted, len(data)) // divisor * divisor
+        if not sizes[name]:
+            raise KcdpError(
+                f"{data.dataset.name!r} holds {len(data)} pictures for {world} processes x {training.accumulate} parts",
+                f"{divisor} or more", "use fewer processes or training.accumulate=1",
+            )  # fmt: skip
+    if config.model.head.normalize_v and sum(sizes.values()) // training.accumulate < 2:
+        raise KcdpError(
+            "a training step has one picture", "2 or more, for model.head.normalize_v",
+            "raise training.batch_size, or add --set model.head.normalize_v=false",
+        )  # fmt: skip
+    return sizes

@@ -15,17 +15,15 @@ import torch
 from tqdm import tqdm
 
 from kcdp.config import Config
-from kcdp.data.loader import Item, TensorDataset, training_batches
+from kcdp.data.loader import Item, training_batches
 from kcdp.data.sampler import EpochSampler, mix_seeds
 from kcdp.errors import KcdpError
 from kcdp.files import make_folder
 from kcdp.knowledge.text import TextEncoder
 from kcdp.models.build import build_model, load_matching_state, load_trainable_state, trainable_state
-from kcdp.models.collective import gather_rows
 from kcdp.models.kadap import Kadap
 from kcdp.models.lora import save_lora
 from kcdp.models.network import EmotionNetwork
-from kcdp.settings import TrainingConfig
 from kcdp.training.checkpoint import (
     BEST,
     LAST,
@@ -43,12 +41,11 @@ from kcdp.training.engine import Engine
 from kcdp.training.interrupts import Interrupted, interrupts_deferred, interrupts_raise
 from kcdp.training.log import RunLog
 from kcdp.training.methods import make_step
-from kcdp.training.metrics import classification_metrics
-from kcdp.training.predict import predict_logits
-from kcdp.training.progress import Pictures, Progress, read_progress
+from kcdp.training.progress import Pictures, Progress, batch_sizes, read_progress
 from kcdp.training.schedule import class_shares, class_weights, make_optimizer, set_learning_rate
-from kcdp.training.steps.step import StepResult
-from kcdp.training.unreadable import check_unreadable, note_unreadable, passed_over
+from kcdp.training.steps.step import StepResult, rightness
+from kcdp.training.unreadable import check_unreadable, keys_of, note_unreadable, passed_over
+from kcdp.training.validation import validation_metrics
 
 #: Folder of a run: the adapters of ``best.safetensors`` in peft's format, for other programs.
 ADAPTERS = "lora"
@@ -92,7 +89,7 @@ class Trainer:
         self.config, self.pictures, self.out = config, pictures, out
         self.engine = engine or Engine(training)
         self.device, self.dtype = self.engine.device, self.engine.dtype
-        self.batch_sizes = self._batch_sizes()
+        self.batch_sizes = batch_sizes(config, pictures, self.engine.share.world)
         self.model = build_model(config, text, None if resume is None else resume.model)
         where = str(out / LAST)
         #: Tensors of the model that ``start`` did not have.
@@ -234,7 +231,7 @@ class Trainer:
                     accelerator.clip_grad_norm_(self._trained(), training.gradient_clip)
                 self.stepper.step()
             row = {"loss": result.loss.item(), **{name: value.item() for name, value in result.parts.items()}}
-            rows.append(row | _measured(result, part[1]))
+            rows.append(row | rightness(result, part[1]))
         self.model.train()
         self.progress.step += 1
         if self.average is not None:
@@ -253,22 +250,9 @@ class Trainer:
 
     def validate(self) -> None:
         """Measure on the validation pictures, keep the best model, save the latest state."""
-        training, model, share = self.config.training, self.validated_model, self.engine.share
-        validation = self.pictures.validation
-        if training.validation_sample:
-            validation = _sample(validation, training.validation_sample)
-        mine = range(share.rank, len(validation), share.world)
-        logits = predict_logits(
-            model, validation if share.world == 1 else validation.subset(mine), self.config.preprocess,
-            device=self.device, dtype=self.dtype, batch_size=2 * training.batch_size,
-            progress="validate" if self.engine.is_main else "",
-        )  # fmt: skip
-        answers = dict(self.engine.collect(list(zip(mine, logits.argmax(1).tolist(), strict=True))))
-        predictions = np.array([answers[i] for i in range(len(validation))])
-        metrics = classification_metrics(validation.labels, predictions)
-        keep = ("n", "accuracy", "balanced_accuracy", "macro_f1", "recall", "constant_baseline")
-        step = self.progress.step
-        progress = replace(self.progress, validation={k: metrics[k] for k in keep}, validated=step)
+        training, model, step = self.config.training, self.validated_model, self.progress.step
+        metrics = validation_metrics(model, self.pictures.validation, self.config, self.engine)
+        progress = replace(self.progress, validation=metrics, validated=step)
         if metrics["balanced_accuracy"] > progress.best or training.select == "last":
             progress.best, progress.best_step = metrics["balanced_accuracy"], step
             if self.engine.is_main:
@@ -276,7 +260,7 @@ class Trainer:
                 if self.config.model.lora.rank and isinstance(model, Kadap):
                     save_lora(model.features.unet, self.out / ADAPTERS, overwrite=True)
         self.progress = progress  # not before: an interrupted validation is done again
-        self._log({"step": step, "validation": progress.validation})
+        self._log({"step": step, "validation": metrics})
         if self.engine.is_main:
             balanced, accuracy = metrics["balanced_accuracy"], metrics["accuracy"]
             tqdm.write(f"step {step}: validation balanced accuracy {balanced:.4f}, accuracy {accuracy:.4f}")
@@ -325,37 +309,6 @@ class Trainer:
         averaged = self.average is not None and training.pseudo_labels.teacher == "ema"
         return self.average if averaged and self.average is not None else self.model
 
-    def _batch_sizes(self) -> dict[str, int]:
-        """Pictures per step by domain, over all processes.
-
-        Raises:
-            KcdpError: they cannot be divided among processes and accumulated parts, or are too few to normalise.
-        """
-        training, world = self.config.training, self.engine.share.world
-        divisor = world * training.accumulate
-        sizes = {}
-        for name, data in self.pictures.domains().items():
-            wanted = training.batch_size if name == "source" else target_batch_size(training)
-            if wanted % divisor:
-                raise KcdpError(
-                    f"{wanted} {name} pictures per step for {world} processes x {training.accumulate} parts",
-                    f"a multiple of {divisor}",
-                    f"set training.{'batch_size' if name == 'source' else 'target_batch_size'} to "
-                    f"{max(1, wanted // divisor) * divisor}",
-                )  # fmt: skip
-            sizes[name] = min(wanted, len(data)) // divisor * divisor
-            if not sizes[name]:
-                raise KcdpError(
-                    f"{data.dataset.name!r} holds {len(data)} pictures for {world} processes x {training.accumulate} "
-                    "parts", f"{divisor} or more", "use fewer processes or training.accumulate=1",
-                )  # fmt: skip
-        if self.config.model.head.normalize_v and sum(sizes.values()) // training.accumulate < 2:
-            raise KcdpError(
-                "a training step has one picture", "2 or more, for model.head.normalize_v",
-                "raise training.batch_size, or add --set model.head.normalize_v=false",
-            )  # fmt: skip
-        return sizes
-
     @property
     def _draws(self) -> bool:
         """Whether a step draws random numbers."""
@@ -365,12 +318,8 @@ class Trainer:
 
     def _diverged(self, loss: float, batch: dict[str, Item | None]) -> None:
         """Raises DivergedError, with the batch in the log and its first pictures in the message."""
-        data = self.pictures.domains()
-        keys = {
-            name: [data[name].dataset.samples[i].key for i in item.index.tolist()]
-            for name, item in batch.items() if item is not None and item.index is not None
-        }  # fmt: skip
-        step = self.progress.step + 1
+        data, step = self.pictures.domains(), self.progress.step + 1
+        keys = {name: keys_of(item, data[name]) for name, item in batch.items() if item is not None}
         self._log({"step": step, "diverged": keys})
         named = "; ".join(f"{name} {', '.join(found[:3])}" + (f" and {len(found) - 3} more" if len(found) > 3 else "")
                           for name, found in keys.items())  # fmt: skip
@@ -406,29 +355,3 @@ class Trainer:
 
     def _log(self, row: dict[str, Any]) -> None:
         self.log.write({**row, "seconds": round(self.progress.seconds, 2)})
-
-
-def target_batch_size(training: TrainingConfig) -> int:
-    """Unlabelled pictures per step."""
-    return training.target_batch_size or training.batch_size
-
-
-def _measured(result: StepResult, target: Item | None) -> dict[str, float]:
-    """How many pseudo-labels are right, where that is known; for the log and nothing else."""
-    if result.pseudo_labels is None or result.counted is None or target is None:
-        return {}
-    truth = gather_rows(target.labels.to(result.pseudo_labels.device))
-    known = truth >= 0
-    right = (result.pseudo_labels == truth)[known].float()
-    counted = result.counted[known]
-    if not len(right):
-        return {}
-    row = {"pseudo_accuracy": right.mean().item()}
-    return row | ({"pseudo_accuracy_counted": (right * counted).sum().item() / counted.sum().item()}
-                  if counted.any() else {})  # fmt: skip
-
-
-def _sample(data: TensorDataset, count: int) -> TensorDataset:
-    """Some of the pictures, other ones every time, whatever the seed: the released evaluation."""
-    order = np.random.default_rng().permutation(len(data))[:count].tolist()
-    return data.subset(sorted(order))

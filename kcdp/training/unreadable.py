@@ -23,11 +23,16 @@ def passed_over(item: Item, length: int) -> set[int]:
         length: pictures in it.
     """
     found: set[int] = set()
-    if item.index is None or item.wanted is None:
+    if item.place is None or item.wanted is None:
         return found
-    for wanted, index in zip(item.wanted.tolist(), item.index.tolist(), strict=True):
+    for wanted, index in zip(item.wanted.tolist(), item.place.tolist(), strict=True):
         found.update((wanted + step) % length for step in range((index - wanted) % length))
     return found
+
+
+def keys_of(item: Item, data: TensorDataset) -> list[str]:
+    """The keys of a batch's pictures."""
+    return [] if item.place is None else [data.dataset.samples[i].key for i in item.place.tolist()]
 
 
 def note_unreadable(data: TensorDataset, places: Iterable[int], known: list[str], speak: bool) -> list[str]:
@@ -55,7 +60,8 @@ def check_unreadable(data: TensorDataset, known: list[str]) -> None:
     """Raises KcdpError: more than 1 % of a dataset's pictures cannot be read."""
     if len(known) > LIMIT * len(data):
         raise KcdpError(
-            f"{len(known)} of the {len(data)} pictures of {data.dataset.name!r} cannot be read, the first is {known[0]}",
+            f"{len(known)} of the {len(data)} pictures of {data.dataset.name!r} cannot be read, the first is "
+            f"{known[0]}",
             "at most 1 %", f"look at them with: kcdp data check '{data.dataset.name}'",
         )  # fmt: skip
 

@@ -135,3 +135,22 @@ def joined(*parts: torch.Tensor | None) -> torch.Tensor | None:
     """All of them one below the other, or None where one is missing."""
     there = [part for part in parts if part is not None]
     return torch.cat(there) if len(there) == len(parts) else None
+
+
+def rightness(result: StepResult, target: Item | None) -> dict[str, float]:
+    """How many pseudo-labels are right, where that is known; for the log and nothing else.
+
+    Args:
+        target: this process's share, with labels.
+    """
+    if result.pseudo_labels is None or result.counted is None or target is None:
+        return {}
+    truth = gather_rows(target.labels.to(result.pseudo_labels.device))
+    known = truth >= 0
+    right = (result.pseudo_labels == truth)[known].float()
+    counted = result.counted[known]
+    if not len(right):
+        return {}
+    row = {"pseudo_accuracy": right.mean().item()}
+    return row | ({"pseudo_accuracy_counted": (right * counted).sum().item() / counted.sum().item()}
+                  if counted.any() else {})  # fmt: skip
