@@ -126,8 +126,11 @@ def make_manifest(path: Path, checkpoint: Checkpoint, graph: GraphSpec) -> Manif
         producers=producers(),
         source={"checkpoint": path.name, "sha256": sha256_file(path), "revision": code_revision()},
         configuration=config.to_dict(),
-        training={"source": list(config.data.source), "validation": list(config.data.validation), "progress": checkpoint.progress},
-    )
+        training={
+            "source": list(config.data.source), "validation": list(config.data.validation),
+            "progress": checkpoint.progress,
+        },
+    )  # fmt: skip
 
 
 def producers() -> dict[str, str]:

@@ -45,7 +45,7 @@ FORBIDDEN = {
 WRAPPED = {
     "accelerate", "diffusers", "matplotlib", "numpy", "onnx", "onnxruntime", "onnxscript", "openclip", "openvino",
     "peft", "pil", "pillow", "resvgpy", "safetensors", "scipy", "sklearn", "tensorboard", "tensorrt", "tensorrtrtx",
-    "tomli", "torch", "torchvision", "tqdm", "transformers",
+    "timm", "tomli", "torch", "torchvision", "tqdm", "transformers",
 }  # fmt: skip
 #: Written so that this file does not match itself.
 TRACES = re.compile(
