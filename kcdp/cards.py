@@ -36,7 +36,8 @@ class Card:
         reason: why there is no picture.
         bar: emotion in the bar below the picture; empty: a grey bar that says "failed".
         share: at the bar's right end, where there is room.
-        caption: the line at the bottom; non-ASCII letters are simplified.
+        caption: the line below the bar; non-ASCII letters are simplified.
+        note: a fainter line below that, where the layout has one; of a long text the end is shown.
         red: a red frame and caption.
     """
 
@@ -45,15 +46,17 @@ class Card:
     bar: str = ""
     share: str = ""
     caption: str = ""
+    note: str = ""
     red: bool = False
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Everything in pixels, from the side of a tile."""
+    """Everything in pixels, from the side of a tile; ``notes``: a second line of text in every card."""
 
     tile: int
     columns: int
+    notes: bool = False
 
     @property
     def gap(self) -> int:
@@ -77,8 +80,9 @@ class Layout:
 
     @property
     def cell(self) -> tuple[int, int]:
-        """Width and height of a card: the picture, the bar, the caption."""
-        return self.tile + 2 * (self.gap // 2), self.tile + self.gap + self.pill + round(self.small * 1.9)
+        """Width and height of a card: the picture, the bar, the caption and, where there is one, the note."""
+        lines = round(self.small * 1.9) + (round(self.small * 1.3) if self.notes else 0)
+        return self.tile + 2 * (self.gap // 2), self.tile + self.gap + self.pill + lines
 
     @property
     def header(self) -> int:
@@ -151,9 +155,13 @@ def _draw(sheet: Image.Image, pen: ImageDraw.ImageDraw, origin: tuple[int, int],
         sheet.paste(card.picture, place)
     bar = (x, y + tile + layout.gap // 2, x + tile - 1, y + tile + layout.gap // 2 + layout.pill - 1)
     _emotion(pen, bar, card, layout)
-    middle, small = (x + tile // 2, (bar[3] + frame[3]) // 2), _font(layout.small)
-    caption = _elided(drawable(card.caption), small, tile)
-    pen.text(middle, caption, _WRONG if card.red else _FAINT, small, anchor="mm")
+    small, ink = _font(layout.small), _WRONG if card.red else _INK if layout.notes else _FAINT
+    middle = x + tile // 2
+    centre = (bar[3] + frame[3]) // 2 - (round(layout.small * 0.65) if layout.notes else 0)
+    pen.text((middle, centre), _elided(drawable(card.caption), small, tile), ink, small, anchor="mm")
+    if layout.notes:
+        note = _elided(drawable(card.note)[::-1], small, tile)[::-1]
+        pen.text((middle, centre + round(layout.small * 1.3)), note, _FAINT, small, anchor="mm")
 
 
 def _emotion(pen: ImageDraw.ImageDraw, bar: tuple[int, int, int, int], card: Card, layout: Layout) -> None:

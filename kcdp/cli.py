@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "knowledge": ("kcdp.knowledge.command", "put pictures into words that steer the model"),
     "train": ("kcdp.training.command_train", "train a model"),
     "evaluate": ("kcdp.training.command_evaluate", "measure a trained model on a dataset"),
+    "report": ("kcdp.training.command_report", "compare evaluated runs, over seeds"),
     "export": ("kcdp.export.command", "turn a trained model into a bundle (also: python -m kcdp.export)"),
     "tag": ("kcdp.runtime.command", "tag pictures with a bundle (also: python -m kcdp.runtime)"),
 }

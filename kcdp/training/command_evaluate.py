@@ -1,30 +1,41 @@
-"""``kcdp evaluate``: a trained model against a labelled dataset."""
+"""``kcdp evaluate``: a trained model against labelled datasets, and a report of it."""
 
 from __future__ import annotations
 
 import argparse
+import platform
+import shlex
 import sys
-from collections.abc import Sequence
+import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kcdp import __version__
-from kcdp.config import Config
 from kcdp.data.dataset import ImageDataset
-from kcdp.data.registry import native_splits, open_dataset, parse_spec
 from kcdp.errors import KcdpError, require
 from kcdp.files import make_folder, sha256_file
-from kcdp.settings import DataConfig
 from kcdp.training import PACKAGES
 
 if TYPE_CHECKING:
     from kcdp.data.loader import TensorDataset
+    from kcdp.training.checkpoint import Checkpoint
+    from kcdp.training.reports.evaluation import Measured
+
+#: Whole numbers and the least each may be.
+_LEAST = {"batch_size": 1, "resamples": 1, "seed": 0, "embed": 0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("run", metavar="RUN", help="run folder (its best checkpoint) or a checkpoint file")
-    parser.add_argument("--data", metavar="SPEC", required=True, help='labelled pictures, such as "fer2013:PATH"')
+    parser.add_argument(
+        "--data", metavar="SPEC", action="append", required=True,
+        help='labelled pictures, such as "fer2013:PATH"; repeatable, the first is the main one',
+    )  # fmt: skip
+    parser.add_argument(
+        "--neutral", metavar="SPEC", help="pictures without an emotion, to choose below which confidence to abstain"
+    )
     parser.add_argument(
         "--captions", metavar="FILE", action="append", default=[],
         help='what the pictures show, for a model of the knowledge mode "explicit"; repeatable (default: the run\'s)',
@@ -33,122 +44,133 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--domain", choices=("source", "target"), default="target", help="whose caption prefix counts (default: target)"
     )
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, required=True, help="folder for report.json and pictures"
+        "--out", metavar="DIR", type=Path, help="folder for report.md, report.json and pictures (default: RUN/report)"
     )
+    parser.add_argument(
+        "--no-validation", action="store_true",
+        help="leave out the source's validation pictures, and with them the temperature",
+    )  # fmt: skip
+    parser.add_argument(
+        "--embed", type=int, default=1500, metavar="N", help="pictures on the t-SNE map; 0: no map (default: 1500)"
+    )
+    parser.add_argument("--resamples", type=int, default=2000, metavar="N", help="of the bootstrap (default: 2000)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of bootstrap, map and halves (default: 0)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures per pass (default: 64)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate in float32 on the full split, write the report, print a summary."""
+    """Evaluate in float32 on the full splits, write the report, print a summary."""
     for package in (*PACKAGES, "matplotlib"):
         require(package, "train")
     from kcdp.training.checkpoint import find_checkpoint, load_model
     from kcdp.training.device import resolve_device
-    from kcdp.training.predict import predict
-    from kcdp.training.report import expert_use, summary, write_report
+    from kcdp.training.reports.datasets import open_for_evaluation, open_neutral, warnings
+    from kcdp.training.reports.evaluation import TEXT, Options, write_report
+    from kcdp.training.reports.specs import short
+    from kcdp.training.reports.summary import summary
 
-    if args.batch_size < 1:
-        raise KcdpError(f"--batch-size is {args.batch_size}", "1 or more")
-    dataset = open_for_evaluation(args.data)
+    _check(args)
+    datasets = [open_for_evaluation(data) for data in args.data]
+    neutral = open_neutral(args.neutral) if args.neutral else None
     model, checkpoint = load_model(args.run)
-    _warn_if_seen(args.data, checkpoint.config.data)
+    said = [(data, text) for data in args.data for text in warnings(data, checkpoint.config)]
+    for data, text in said:
+        print(f"warning: {text}" + (f" ({data})" if len(args.data) > 1 else ""), file=sys.stderr)
     device = resolve_device(args.device)
-    pictures = with_knowledge(dataset, checkpoint.config, args.captions, args.domain)
-    make_folder(args.out)  # before the work, not after it
-    predictions = predict(
-        model.to(device), pictures, checkpoint.config.preprocess,
-        device=device, batch_size=args.batch_size, progress="evaluate",
-    )  # fmt: skip
+    tensors = _tensors(args, checkpoint, datasets, neutral)
     path = find_checkpoint(args.run)
-    report: dict[str, Any] = {
-        "title": f"{path.resolve().parent.name}/{path.name} on {Path(args.data).name}",
-        "data": args.data,
+    out = args.out or path.parent / "report"
+    make_folder(out)  # before the work, not after it
+    measured = _predict(args, checkpoint, model.to(device), device, tensors)
+    name = f"{path.resolve().parent.name}/{path.name}"
+    about: dict[str, Any] = {
+        "title": f"{name} on {short(args.data[0])}",
+        "model": name,
+        "data": args.data[0],
         "checkpoint": {"file": path.name, "sha256": sha256_file(path), "progress": checkpoint.progress},
         "kcdp": __version__,
         "configuration": checkpoint.config.to_dict(),
-        **measure(dataset, predictions.logits.argmax(1)),
-        "experts": expert_use(predictions.gates, predictions.chosen, dataset.labels),
-    }
-    write_report(args.out, report)
+        "command": command_line(args),
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {"kcdp": __version__, "Python": platform.python_version(),
+                     **{name: version(name) for name in ("torch", "numpy", "scikit-learn")}},
+        "device": str(device),
+        "warnings": [list(pair) for pair in said],
+    }  # fmt: skip
+    options = Options(args.resamples, args.seed, args.embed)
+    report = write_report(out, about, path.parent, measured, options)
     print(summary(report))
-    print(f"report: {', '.join(str(args.out / name) for name in ('report.json', 'confusion.png', 'experts.png'))}")
+    print(f"report: {out / TEXT}")
+    print(f"next, with several runs: kcdp report {shlex.quote(str(out))} OTHER ... --out DIR")
     return 0
 
 
-def open_for_evaluation(data: str) -> ImageDataset:
-    """The labelled pictures of the dataset's own test split, or of all of it where it has no splits of its own.
-
-    A ``split=`` in the dataset string wins.
-    """
-    dataset = open_dataset(data)
-    if "split" not in parse_spec(data).options and "test" in native_splits(dataset):
-        dataset = open_dataset(data, split="test")
-    return labelled(dataset)
+def _check(args: argparse.Namespace) -> None:
+    for name, least in _LEAST.items():
+        if getattr(args, name) < least:
+            raise KcdpError(f"--{name.replace('_', '-')} is {getattr(args, name)}", f"{least} or more")
+    for number, data in enumerate(args.data):
+        if data in args.data[:number]:
+            raise KcdpError(f"--data {data!r} is given twice", "each dataset once", "leave one out")
 
 
-def with_knowledge(dataset: ImageDataset, config: Config, captions: Sequence[str], domain: str) -> TensorDataset:
-    """The pictures as tensors, each with its knowledge tokens where the model is told them.
+def _tensors(
+    args: argparse.Namespace, checkpoint: Checkpoint, datasets: list[ImageDataset], neutral: ImageDataset | None
+) -> tuple[list[TensorDataset], TensorDataset | None, TensorDataset | None, str]:
+    """The pictures as the model takes them: measured, neutral, validation, or why there is none of the latter."""
+    from kcdp.training.reports.datasets import open_validation, with_knowledge
 
-    Args:
-        captions: captions files; empty: those the model was trained with.
-        domain: "source" or "target", whose prefix is put before the captions.
-
-    Raises:
-        KcdpError: captions missing, captions that may name the label, or captions for a model that takes none.
-    """
-    from kcdp.data.loader import TensorDataset
-    from kcdp.training.knowledge import KnowledgeReader
-
-    mode, text = config.model.knowledge.mode, config.model.text
-    if mode != "explicit":
-        if captions:
-            raise KcdpError(
-                f'--captions for a model of the knowledge mode "{mode}"', "none: it takes the picture alone",
-                "leave out --captions",
-            )  # fmt: skip
-        return TensorDataset(dataset, config.preprocess)
-    prefix = text.source_prefix if domain == "source" else text.target_prefix
-    knowledge = KnowledgeReader(config, captions).read(dataset, prefix=prefix, measuring=True)
-    return TensorDataset(dataset, config.preprocess, knowledge=knowledge)
+    config = checkpoint.config
+    told = [with_knowledge(dataset, config, args.captions, args.domain) for dataset in datasets]
+    without = None if neutral is None else with_knowledge(neutral, config, args.captions, args.domain)
+    if args.no_validation:
+        return told, without, None, "left out by --no-validation"
+    try:
+        # Captions of the training, for they hold these pictures.
+        return told, without, with_knowledge(open_validation(config), config, (), "source"), ""
+    except KcdpError as error:
+        return told, without, None, str(error)
 
 
-def _warn_if_seen(data: str, seen: DataConfig) -> None:
-    measured = parse_spec(data)
-    before = [(spec, "started from one that had seen") for spec in seen.ancestors]
-    for spec, how in ((seen.source, "trained on"), (seen.target, "adapted, without labels, to"), *before):
-        if not spec:  # no target, or trained without the command
+def _predict(
+    args: argparse.Namespace, checkpoint: Checkpoint, model: Any, device: Any,
+    tensors: tuple[list[TensorDataset], TensorDataset | None, TensorDataset | None, str],
+) -> Measured:  # fmt: skip
+    from kcdp.training.predict import predict
+    from kcdp.training.reports.datasets import measured_split, same_place, validated
+    from kcdp.training.reports.evaluation import Measured
+    from kcdp.training.reports.measurement import MEASURED, NEUTRAL, VALIDATION, Answers
+
+    config, (told, neutral, validation, reason) = checkpoint.config, tensors
+
+    def answers(name: str, role: str, data: TensorDataset, split: str) -> Answers:
+        found = predict(
+            model, data, config.preprocess, device=device, batch_size=args.batch_size, progress=f"evaluate {role}"
+        )
+        return Answers(name, role, data.dataset, found, split)
+
+    rows = [answers(name, MEASURED, data, measured_split(name)) for name, data in zip(args.data, told, strict=True)]
+    try:
+        chosen = None if validation is None else answers(validation.dataset.name, VALIDATION, validation, "val")
+    except KcdpError as error:  # a picture that is gone or damaged
+        chosen, reason = None, str(error)
+    without, beside = None, 0
+    if neutral is not None:
+        without = answers(args.neutral, NEUTRAL, neutral, measured_split(args.neutral))
+        beside = next((i for i, data in enumerate(args.data) if same_place(data, args.neutral)), 0)
+    own = frozenset(data for data in args.data if validated(data, config))
+    return Measured(rows, chosen, without, reason, own, beside)
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """The command that was typed, without what is as by default."""
+    words = ["kcdp", "evaluate", str(args.run)]
+    for name in ("data", "neutral", "captions", "out", "batch_size", "device", "domain", "embed", "resamples", "seed"):
+        value = getattr(args, name)
+        usual = {"batch_size": 64, "device": "auto", "domain": "target", "embed": 1500, "resamples": 2000, "seed": 0}
+        if value is None or value == usual.get(name):
             continue
-        trained = parse_spec(spec)
-        same = (measured.kind, measured.path, measured.own_options) == (trained.kind, trained.path, trained.own_options)
-        split = measured.options.get("split", "test" if same and native_splits(open_dataset(data)) else "all")
-        if same and split in ("train", "all"):
-            print(f"warning: this model was {how} some of these pictures; add split=test", file=sys.stderr)
-            return
-
-
-def labelled(dataset: ImageDataset) -> ImageDataset:
-    """The labelled pictures of a dataset.
-
-    Raises:
-        KcdpError: there are none.
-    """
-    indices = (dataset.labels >= 0).nonzero()[0].tolist()
-    if not indices:
-        raise KcdpError(f"{dataset.name!r} has no labelled picture", "pictures with labels", "name another dataset")
-    return dataset if len(indices) == len(dataset) else dataset.subset(indices)
-
-
-def measure(dataset: ImageDataset, predictions: Any) -> dict[str, Any]:
-    """``metrics`` over all pictures and, where the dataset has groups, ``groups`` by group name."""
-    from kcdp.training.metrics import classification_metrics
-
-    labels = dataset.labels
-    result: dict[str, Any] = {"metrics": classification_metrics(labels, predictions)}
-    groups = sorted({sample.group for sample in dataset.samples} - {""})
-    if groups:
-        result["groups"] = {}
-        for group in groups:
-            inside = [i for i, sample in enumerate(dataset.samples) if sample.group == group]
-            result["groups"][group] = classification_metrics(labels[inside], predictions[inside])
-    return result
+        for one in value if isinstance(value, list) else [value]:
+            words += [f"--{name.replace('_', '-')}", str(one)]
+    return shlex.join(words + ["--no-validation"] * args.no_validation)

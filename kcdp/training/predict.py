@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from kcdp.data.dataset import ImageDataset
 from kcdp.data.loader import TensorDataset, evaluation_batches
-from kcdp.models.kadap import Kadap
+from kcdp.models.network import EmotionNetwork
 from kcdp.preprocess import PreprocessSpec
 from kcdp.training.device import autocast
 
@@ -54,7 +54,7 @@ def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 
 
 def predict(
-    model: Kadap,
+    model: EmotionNetwork,
     data: ImageDataset | TensorDataset,
     spec: PreprocessSpec,
     *,
@@ -81,8 +81,11 @@ def predict(
             silent = None if progress else True  # None: only on a terminal
             for batch in tqdm(batches, desc=progress, disable=silent, leave=False, unit="batch"):
                 # What is predicted from the picture is not measured with what a captioner has told of it.
-                told = batch.knowledge if getattr(model, "knowledge", None) is None else None
-                output = model(batch.images.to(device), None if told is None else told.to(device))
+                told = batch.knowledge if model.knowledge is None else None
+                images, told, latents = (
+                    None if part is None else part.to(device) for part in (batch.images, told, batch.latents)
+                )
+                output = model(images, told, latents=latents)
                 parts = (output.logits, output.moe.gates, output.moe.chosen, output.v)
                 rows.append([part.float().cpu().numpy() for part in parts])
     finally:
@@ -91,7 +94,12 @@ def predict(
 
 
 def predict_logits(
-    model: Kadap, data: ImageDataset | TensorDataset, spec: PreprocessSpec, *, device: torch.device, **options: Any
+    model: EmotionNetwork,
+    data: ImageDataset | TensorDataset,
+    spec: PreprocessSpec,
+    *,
+    device: torch.device,
+    **options: Any,
 ) -> np.ndarray:
     """Only the logits of ``predict``: float32 [N, 6]."""
     return predict(model, data, spec, device=device, **options).logits

@@ -1,0 +1,1 @@
+"""What an evaluation and a comparison of runs measure, draw and write."""
