@@ -47,6 +47,11 @@ def build_model(
         KcdpError: no backbone named, weights missing or not fitting, picture size not a fitting multiple.
     """
     config.check_backbone()
+    if config.training.cache_latents and config.model.network != "kadap":
+        raise KcdpError(
+            f"training.cache_latents is true and model.network {config.model.network!r}, which makes no latents",
+            "false", "add --set training.cache_latents=false",
+        )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         return NETWORKS[config.model.network](config, TextSide(config.model, text, state or {})).train()

@@ -66,8 +66,8 @@ def load_image_tower(model: str, weights: str) -> ImageTower:
     described = _described(clip, model, weights) if folder is None else read_json(folder / _DESCRIPTION)
     try:
         module, size, mean, deviation = _empty_tower(clip, described)
-    except KcdpError:
-        raise
+    except KcdpError as error:
+        raise KcdpError(f"{where}: {error}") from None
     except Exception as error:  # a description from anywhere; open_clip's classes raise nearly anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise KcdpError(f"{where} is not understood ({type(error).__name__}: {reason})", "a CLIP model") from None
