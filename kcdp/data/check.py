@@ -18,7 +18,7 @@ import numpy as np
 from kcdp.data.dataset import SPLITS, ImageDataset
 from kcdp.data.fingerprint import SIDE, Fingerprint, find_alike, fingerprint, is_card, same_content
 from kcdp.data.progress import with_bar
-from kcdp.data.splits import split_of
+from kcdp.data.splits import native_splits, split_of
 from kcdp.errors import KcdpError
 from kcdp.labels import LABELS
 
@@ -101,8 +101,11 @@ class Check:
 
     @property
     def absent(self) -> dict[str, list[str]]:
-        """split -> the labels of which it has no picture, for splits that have some labels and lack others."""
-        counts = self.counts()
+        """split -> the labels of which it has no picture, for splits that have some labels and lack others.
+
+        "all" where the dataset has no splits of its own: a division by keys may always miss a rare label.
+        """
+        counts = self.counts() if native_splits(self.dataset) else {"all": self.dataset.class_counts()}
         lacking = {
             split: [name for name in LABELS if not by_class[name]]
             for split, by_class in counts.items()

@@ -59,7 +59,8 @@ def _findings(check: Check) -> Iterator[str]:
         yield from _groups(check, across or photographs)
         yield _keep_one(bool(across))
     for split, names in check.absent.items():
-        yield f"{split} has no picture of {', '.join(names)}"
+        yield f"{'the dataset' if split == 'all' else split} has no picture of {', '.join(names)}"
+    if check.absent:
         yield "- nothing can be learned or measured there for these classes"
 
 
