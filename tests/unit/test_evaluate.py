@@ -21,11 +21,16 @@ from kcdp.errors import KcdpError
 from kcdp.files import sha256_file
 from kcdp.labels import LABELS
 from kcdp.training.checkpoint import BEST, LAST, load_model
-from kcdp.training.command_evaluate import labelled, measure, open_for_evaluation
 from kcdp.training.knowledge import KnowledgeReader
 from kcdp.training.metrics import classification_metrics
 from kcdp.training.pictures import open_pictures
-from kcdp.training.report import expert_use, plot_confusion, plot_experts, summary
+from kcdp.training.reports.datasets import labelled, open_for_evaluation, open_validation, specs
+from kcdp.training.reports.datasets import warnings as warnings_of
+from kcdp.training.reports.experts import expert_use
+from kcdp.training.reports.figures import plot_confusion, plot_experts
+from kcdp.training.reports.intervals import bootstrap_intervals
+from kcdp.training.reports.measurement import measure
+from kcdp.training.reports.summary import summary
 from kcdp.training.trainer import Trainer
 
 SURPRISE, HAPPY, DISGUST, FEAR, SAD, ANGER = range(6)
@@ -45,10 +50,14 @@ def pairs(*rows: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
 EXAMPLE = pairs((HAPPY, HAPPY, 4), (HAPPY, SAD, 1), (SAD, SAD, 1), (SAD, HAPPY, 1), (SAD, FEAR, 1), (ANGER, HAPPY, 2))
 
 
+#: Without what takes seconds: the validation pictures and the map of features.
+BRIEF = ("--no-validation", "--embed", 0)
+
+
 def command(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
-    """Run ``kcdp evaluate``: status, standard output, standard error without progress bars."""
+    """Run ``kcdp evaluate``, briefly: status, standard output, standard error without progress bars."""
     capsys.readouterr()
-    status = main(["evaluate", *(str(a) for a in arguments)])
+    status = main(["evaluate", *(str(a) for a in (*arguments, *BRIEF))])
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err
     return (
@@ -111,6 +120,8 @@ def test_metrics_against_numbers_worked_out_by_hand():
     assert got["balanced_accuracy"] == pytest.approx((4 / 5 + 1 / 3 + 0) / 3)
     f1_happy, f1_sad = 2 * (4 / 5) * (4 / 7) / (4 / 5 + 4 / 7), 2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2)
     assert got["macro_f1"] == pytest.approx((f1_happy + f1_sad + 0) / 3)
+    f1 = {"happy": f1_happy, "sad": f1_sad, "anger": 0.0}
+    assert got["f1"] == {name: pytest.approx(f1[name]) if name in f1 else None for name in LABELS}
     assert got["confusion"] == [
         [0, 0, 0, 0, 0, 0], [0, 4, 0, 0, 1, 0], [0, 0, 0, 0, 0, 0],
         [0, 0, 0, 0, 0, 0], [0, 1, 0, 1, 1, 0], [0, 2, 0, 0, 0, 0],
@@ -203,6 +214,37 @@ def test_unlabelled_pictures_are_left_out(tmp_path):
     assert labelled(whole) is whole
 
 
+def test_validation_pictures_are_those_that_chose_the_checkpoint():
+    config = load_config("tiny", data={"data": {"source": [SOURCE]}})
+    assert [s.key for s in open_validation(config).samples] == [
+        s.key for s in open_dataset(SOURCE, split="val").samples
+    ]
+    other = load_config("tiny", data={"data": {"source": [SOURCE], "validation": [f"{STICKERS}&split=test"]}})
+    assert {s.key for s in open_validation(other).samples} < {s.key for s in open_dataset(STICKERS).samples}
+    both = load_config("tiny", data={"data": {"source": [SOURCE, STICKERS]}})
+    assert len(open_validation(both)) == len(open_validation(config)) + len(open_dataset(STICKERS, split="val"))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "the run's configuration names no source"),
+        ({"source": [f"{SOURCE}&split=train"]},
+         f"the run's source '{SOURCE}&split=train' names a split and the run no validation pictures"),
+        ({"source": ["folder:nowhere"]}, "nowhere does not exist; expected a folder of pictures"),
+    ],
+)  # fmt: skip
+def test_validation_pictures_that_are_not_to_be_had(data, message):
+    with pytest.raises(KcdpError) as caught:
+        open_validation(load_config("tiny", data={"data": data}))
+    assert str(caught.value).startswith(message)
+
+
+def test_settings_hold_one_dataset_string_or_several():
+    assert specs("") == specs(()) == specs([""]) == ()
+    assert specs("folder:a") == ("folder:a",) and specs(["folder:a", "folder:b"]) == ("folder:a", "folder:b")
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -210,7 +252,8 @@ def test_the_report_is_what_a_second_computation_gives(run, tmp_path, capsys):
     out = tmp_path / "report"
     status, printed, warned = command(capsys, run, "--data", STICKERS, "--out", out, "--batch-size", 7)
     assert status == 0 and warned == ""
-    assert sorted(os.listdir(out)) == ["confusion.png", "experts.png", "report.json"]
+    pictures = ["confusion.png", "experts.png", "mistakes.png", "reliability.png", "training.png"]
+    assert sorted(os.listdir(out)) == sorted([*pictures, "predictions.csv", "report.json", "report.md"])
     report = json.loads((out / "report.json").read_text(encoding="utf-8"))
 
     model, checkpoint = load_model(run)
@@ -233,9 +276,11 @@ def test_the_report_is_what_a_second_computation_gives(run, tmp_path, capsys):
     assert f"{want['balanced_accuracy']:.3f}" in printed and f"always {want['constant_baseline']['answer']}" in printed
     shares = " ".join(f"{share:.2f}" for share in report["experts"]["chosen"])
     assert f"experts answered for {shares} of the pictures" in printed
-    files = ", ".join(str(out / name) for name in ("report.json", "confusion.png", "experts.png"))
-    assert f"report: {files}" in printed
-    for name in ("confusion.png", "experts.png"):
+    assert report["intervals"] == bootstrap_intervals(np.array(want["confusion"]))
+    low, high = report["intervals"]["balanced_accuracy"]
+    assert f"{want['balanced_accuracy']:.3f}  {low:.3f} to {high:.3f}" in printed
+    assert f"report: {out / 'report.md'}" in printed and "next, with several runs: kcdp report " in printed
+    for name in pictures:
         with Image.open(out / name) as picture:
             picture.load()
             assert picture.format == "PNG" and min(picture.size) > 300
@@ -250,37 +295,68 @@ def test_a_checkpoint_can_be_named_itself_and_a_report_replaced(run, tmp_path, c
         assert report["checkpoint"]["file"] == name and report["title"].startswith(f"run/{name} on ")
 
 
-WARNING = "warning: this model was trained on some of these pictures; add split=test"
+SEEN = ["this model was trained on some of these pictures; add split=test"]
+CHOSE = ["this model's checkpoint was chosen by some of these pictures; add split=test"]
+
+
+def test_measuring_on_the_training_pictures_is_warned_of(run, tmp_path, capsys):
+    status, _, warned = command(capsys, run, "--data", SOURCE, "--out", tmp_path)
+    assert status == 0 and warned == f"warning: {SEEN[0]}"
+    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert report["warnings"] == [[SOURCE, SEEN[0]]]
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert f"> **Warning:** `{SOURCE}`: {SEEN[0]}." in page and "decided nothing" not in page
+    status, _, warned = command(capsys, run, "--data", STICKERS, "--data", SOURCE, "--out", tmp_path)
+    assert status == 0 and warned == f"warning: {SEEN[0]} ({SOURCE})"
+
+
+def seen(data: str, **settings: Any) -> list[str]:
+    """What is said of measuring on ``data`` a model whose data table holds ``settings``."""
+    return warnings_of(data, load_config("tiny", data={"data": settings}))
 
 
 @pytest.mark.parametrize(
-    ("data", "warns"),
+    ("data", "said"),
     [
-        (SOURCE, True),
-        (f"{SOURCE}&split=train", True),
-        (f"{SOURCE}&split=all", True),
-        (f"{SOURCE}&split=test", False),
-        ("synthetic:photos?n=48&size=32&seed=1&split=train", False),
-        (STICKERS, False),
+        (SOURCE, SEEN),
+        (f"{SOURCE}&split=train", SEEN),
+        (f"{SOURCE}&split=all", SEEN),
+        (f"{SOURCE}&split=val", CHOSE),
+        (f"{SOURCE}&split=test", []),
+        ("synthetic:photos?n=48&size=32&seed=1&split=train", []),
+        ("synthetic:photos?n=12&size=64", SEEN),  # other options, and pictures of the same names
+        (STICKERS, []),
     ],
 )
-def test_measuring_on_the_training_pictures_is_warned_of(run, tmp_path, capsys, data, warns):
-    status, _, warned = command(capsys, run, "--data", data, "--out", tmp_path)
-    assert status == 0 and warned == (WARNING if warns else "")
+def test_what_a_model_has_seen(data, said):
+    assert seen(data, source=[SOURCE]) == said
+    assert seen(data, source=["synthetic:photos?n=6&seed=8", SOURCE]) == said
+
+
+def test_what_a_model_was_adapted_to_started_from_and_chosen_by():
+    adapted = ["this model was adapted, without labels, to some of these pictures; add split=test"]
+    started = ["this model was started from one that had seen some of these pictures; add split=test"]
+    assert seen(STICKERS, source=[SOURCE], target=[STICKERS]) == adapted
+    assert seen(STICKERS, source=[SOURCE], ancestors=[STICKERS]) == started
+    assert seen(f"{STICKERS}&split=val", source=[SOURCE], target=[STICKERS]) == []  # the target has no say in choosing
+    assert seen(f"{STICKERS}&split=val", source=[SOURCE], validation=[STICKERS]) == CHOSE
+    assert seen(f"{SOURCE}&split=val", source=[SOURCE], validation=[STICKERS]) == []
+    last = load_config("tiny", overrides=["training.select=last"], data={"data": {"source": [SOURCE]}})
+    assert warnings_of(f"{SOURCE}&split=val", last) == []
+    assert seen("synthetic:photos?n=6", source=["folder:nowhere"]) == []
+    assert seen("folder:nowhere", source=["folder:somewhere"]) == []
 
 
 @pytest.mark.parametrize(
-    ("split", "warns"), [("", False), ("?split=test", False), ("?split=train", True), ("?split=all", True)]
+    ("split", "said"),
+    [("", []), ("?split=test", []), ("?split=val", CHOSE), ("?split=train", SEEN), ("?split=all", SEEN)],
 )
-def test_a_dataset_with_splits_of_its_own_is_warned_of_only_where_they_are_left(tmp_path, capsys, split, warns):
+def test_a_dataset_with_splits_of_its_own_is_warned_of_only_where_they_are_left(tmp_path, split, said):
     names = [
         f"{part}/{label}/{i}.png" for part in ("train", "val", "test") for label in ("happy", "sad") for i in range(2)
     ]
     data = folder(tmp_path / "pictures", *names)
-    overrides = [f"data.source={data}", "training.max_steps=1", "training.mixed_precision=no", "training.batch_size=4"]
-    train(load_config("tiny", overrides=overrides), tmp_path / "run")
-    status, _, warned = command(capsys, tmp_path / "run", "--data", data + split, "--out", tmp_path / "report")
-    assert status == 0 and warned == (WARNING if warns else "")
+    assert seen(data + split, source=[data]) == said
 
 
 def test_a_run_that_was_not_trained_by_the_command_can_be_measured(tmp_path, capsys):
@@ -303,6 +379,11 @@ def test_a_run_that_was_not_trained_by_the_command_can_be_measured(tmp_path, cap
         ({"--batch-size": 0}, "--batch-size is 0; expected 1 or more"),
         ({"--device": "meta"},
          "device 'meta' cannot be used (kcdp trains on CPUs and NVIDIA GPUs); expected auto, cpu, cuda or cuda:N"),
+        ({"--resamples": 0}, "--resamples is 0; expected 1 or more"),
+        ({"--seed": -1}, "--seed is -1; expected 0 or more"),
+        ({"--neutral": STICKERS},
+         f"--neutral '{STICKERS}' has 24 pictures with a label of 24; expected pictures that show none of the six "
+         "emotions, without labels; choose them, where the dataset knows them, by neutral=only"),
         ({"--out": "file"}, "cannot make the folder file: File exists; choose another place"),
         ({"--out": "file/below"}, "cannot make the folder file/below: Not a directory; choose another place"),
         ({"run": "no"}, f"no is not there; expected a run folder with {BEST}, or a checkpoint; train one with: kcdp "),
@@ -502,11 +583,15 @@ def test_the_plot_of_any_number_of_experts(tmp_path, experts):
 
 
 def test_the_summary_says_what_a_constant_answer_gets():
-    report = {"data": "folder:x", "metrics": classification_metrics(*EXAMPLE), "experts": EXPERTS}
+    metrics = classification_metrics(*EXAMPLE)
+    intervals = bootstrap_intervals(np.array(metrics["confusion"]))
+    report = {"data": "folder:x", "metrics": metrics, "experts": EXPERTS, "intervals": intervals, "datasets": [None],
+              "validation": None, "abstention": None}  # fmt: skip
     lines = summary(report).splitlines()
     assert lines[6] == "experts answered for 1.00 1.00 0.00 0.00 of the pictures"
     assert lines[0] == "10 pictures of folder:x"
-    assert lines[1].split() == ["model", "always", "happy"]
-    assert lines[2].split() == ["balanced", "accuracy", "0.378", "0.333"]
-    assert lines[4].split() == ["accuracy", "0.500", "0.500"]
+    assert lines[1].split() == ["model", "95", "%", "interval", "always", "happy"]
+    low, high = (f"{x:.3f}" for x in intervals["balanced_accuracy"])
+    assert lines[2].split() == ["balanced", "accuracy", "0.378", low, "to", high, "0.333"]
+    assert lines[4].split()[:2] == ["accuracy", "0.500"] and lines[4].split()[-1] == "0.500"
     assert "recall (pictures): surprise - (0), happy 0.80 (5), " in lines[5]
