@@ -217,11 +217,12 @@ def captions_for(
     missing = [index for index, row in enumerate(rows) if row is None]
     if missing:
         name = captions.captioners[0].split()[0] if captions.captioners else "NAME"
+        first, spec = dataset.samples[missing[0]].key, dataset.name_of(missing[0])
         raise KcdpError(
             f"{', '.join(str(file.path) for file in opened)} {'has' if len(opened) == 1 else 'have'} no caption for "
-            f"{len(missing)} of {len(dataset)} pictures of {dataset.name!r} (first: {dataset.samples[missing[0]].key!r})",
+            f"{len(missing)} of {len(dataset)} pictures of {dataset.name!r} (first: {first!r})",
             "a caption for every picture",
-            f'run: kcdp knowledge caption --data "{dataset.name_of(missing[0])}" --captioner {name} --out {captions.path}',
+            f'run: kcdp knowledge caption --data "{spec}" --captioner {name} --out {captions.path}',
         )
     found = [row for row in rows if row is not None]
     leaking = [row for row in found if row.leaks_labels]
