@@ -51,6 +51,23 @@ class Config:
         if name != "scratch" and not on_hub and not os.path.exists(name):
             raise KcdpError(f"{name} does not exist", "a folder in diffusers layout (unet, vae)", "name its folder")
 
+    def check_latents(self) -> None:
+        """Raises KcdpError: latents are to be cached of a network that has none, or of an encoder that trains."""
+        model, training = self.model, self.training
+        if not training.cache_latents:
+            return
+        if model.network != "kadap":
+            raise KcdpError(
+                f"training.cache_latents is true and model.network {model.network!r}", "the network 'kadap'",
+                "leave out training.cache_latents",
+            )  # fmt: skip
+        distils = model.knowledge.mode == "implicit" and training.implicit == "distill"
+        if model.train_backbone and model.train_encoder and not distils:
+            raise KcdpError(
+                "training.cache_latents is true and the encoder trains", "a frozen encoder, whose latents stay",
+                "add --set model.train_encoder=false, or leave out training.cache_latents",
+            )  # fmt: skip
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; ``from_dict`` is the inverse."""
         return _plain(self)

@@ -361,8 +361,10 @@ class TrainingConfig:
         accumulate: parts that a process's share of a batch is worked off in, one after another; their gradients are
             added up. Saves memory; statistics over a batch are then of its parts.
         views: how many augmented views of a picture there are, used in turn, epoch by epoch; 0: a new one every time.
-        cache_latents: keep what a frozen encoder makes of each view, in the folder ``latents`` of the run; needs
-            ``views``.
+        cache_latents: before training, encode every view once with the frozen encoder, and keep the float32 latents
+            on disk; needs ``views`` where there is an augmentation. No picture is opened while training.
+        latents: the folder that keeps them, which runs can share: latents are found by all that decides them. Empty:
+            ``latents`` in the run folder. Nothing is ever removed from it; it may be deleted when no run uses it.
         shuffle: a new order every epoch (released code: no).
         learning_rate, weight_decay, warmup_steps, gradient_clip: AdamW; weight decay spares norms and biases; clip 0
             turns it off.
@@ -411,6 +413,7 @@ class TrainingConfig:
     accumulate: int = 1
     views: int = 0
     cache_latents: bool = False
+    latents: str = ""
     shuffle: bool = True
     learning_rate: float = 1e-4
     weight_decay: float = 1e-2
@@ -452,6 +455,8 @@ class TrainingConfig:
             if self.pseudo_labels.teacher == "start" and not self.init_from else "",
             "training.cache_latents is true and training.views 0; expected a number of views to keep, such as 4"
             if self.cache_latents and not self.views and self.augmentation != "none" else "",
+            f"training.latents is {self.latents!r} and training.cache_latents false; expected cache_latents=true"
+            if self.latents and not self.cache_latents else "",
         )  # fmt: skip
 
 

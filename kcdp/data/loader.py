@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -69,6 +70,13 @@ class KnowledgeOf(Protocol):
         """float32 [T, W] of a picture."""
 
 
+class LatentsOf(Protocol):
+    """What a frozen encoder made of the views of one dataset's pictures."""
+
+    def views(self, turn: int, wanted: int) -> tuple[int, np.ndarray, np.ndarray | None]:
+        """Of the pass ``turn``: ``Item.place`` and both views' latents, float32 [C, h, w]; None: no strong view."""
+
+
 class TensorDataset(Dataset):
     """Preprocessed pictures as tensors, kept in memory once read where the whole set fits in 2 GiB.
 
@@ -83,7 +91,12 @@ class TensorDataset(Dataset):
         knowledge: knowledge tokens of ``dataset``'s pictures.
         views: how many augmentations of a picture there are, used in turn; 0: a new one every pass.
         tolerant: in the place of a picture that cannot be read, give the next one that can.
+
+    Attributes:
+        latents: stand in for pictures, which are then not opened; see ``with_latents``.
     """
+
+    latents: LatentsOf | None = None
 
     def __init__(
         self,
@@ -99,6 +112,7 @@ class TensorDataset(Dataset):
     ) -> None:
         self.dataset, self.spec, self.seed, self.knowledge = dataset, spec, seed, knowledge
         self.views, self.tolerant = views, tolerant
+        self.augmentation, self.strong = augmentation, strong
         self.labels = dataset.labels
         self._augment = make_augmentation(augmentation, spec.size)
         self._strong = make_augmentation(strong, spec.size) if strong else None
@@ -115,21 +129,42 @@ class TensorDataset(Dataset):
             KcdpError: the picture cannot be read; where ``tolerant``, none of a hundred in a row.
         """
         turn, wanted = key if isinstance(key, tuple) else (0, key)
+        if self.latents is not None:
+            place, *latents = self.latents.views(turn, wanted)
+            return self._item(wanted, place, np.empty(0, np.uint8), None, *latents)
         index, picture = self._readable(wanted)
         seeds = (self.seed, turn % self.views if self.views else turn, wanted)
         strong = None if self._strong is None else _augmented(picture, self._strong, *seeds, 1)
-        knowledge = None if self.knowledge is None else torch.from_numpy(self.knowledge.tokens(index))
         if self._augment is not None:
             picture = _augmented(picture, self._augment, *seeds)
-        return Item(
-            torch.from_numpy(picture), torch.tensor(int(self.labels[index])),
-            None if strong is None else torch.from_numpy(strong), knowledge,
-            torch.tensor(index), torch.tensor(wanted),
-        )  # fmt: skip
+        return self._item(wanted, index, picture, strong)
+
+    @property
+    def distinct_views(self) -> int:
+        """How many views of a picture differ; 0: a new one every pass."""
+        return 1 if self._augment is None and self._strong is None else self.views
+
+    def with_latents(self, latents: LatentsOf | None) -> TensorDataset:
+        """The same pictures as their latents, so that none is opened any more; None: as pictures again."""
+        other = copy.copy(self)
+        other.latents = latents
+        return other
 
     def subset(self, indices: Sequence[int]) -> Subset:
         """Some of the pictures, in the order given; they share this one's memory."""
         return Subset(self, indices)
+
+    def _item(
+        self, wanted: int, place: int, picture: np.ndarray, strong: np.ndarray | None, *latents: np.ndarray | None
+    ) -> Item:
+        knowledge = None if self.knowledge is None else self.knowledge.tokens(place)
+        second, tokens, *encoded = (
+            None if array is None else torch.from_numpy(array) for array in (strong, knowledge, *latents)
+        )
+        return Item(
+            torch.from_numpy(picture), torch.tensor(int(self.labels[place])), second, tokens,
+            torch.tensor(place), torch.tensor(wanted), *encoded,
+        )  # fmt: skip
 
     def _readable(self, wanted: int) -> tuple[int, np.ndarray]:
         """The picture that was asked for, or the next one that can be read, with its place."""
@@ -210,7 +245,13 @@ def _augmented(picture: np.ndarray, augment: Augmentation, *seeds: int) -> np.nd
 def collate(items: list[Item]) -> Item:
     """Items of one dataset to one item with N in front."""
     columns = ([part for part in column if part is not None] for column in zip(*items, strict=True))
-    return Item(*(torch.stack(column) if column else None for column in columns))  # type: ignore[arg-type]
+    batch = Item(*(torch.stack(column) if column else None for column in columns))  # type: ignore[arg-type]
+    # The encoder gives its latents channels last; in another order, a convolution's sums are rounded otherwise.
+    weak, strong = (
+        None if latents is None else latents.contiguous(memory_format=torch.channels_last)
+        for latents in (batch.latents, batch.strong_latents)
+    )  # fmt: skip
+    return batch._replace(latents=weak, strong_latents=strong)
 
 
 def training_batches(
@@ -235,8 +276,25 @@ def training_batches(
     sampler = EpochSampler(
         len(data), batch_size, seed, start, shuffle, mixture=mixture_of(data.dataset), share=share
     )  # fmt: skip
+    yield from _loaded(data, sampler, workers, pin_memory)
+
+
+def view_batches(data: TensorDataset, turn: int, start: int, batch_size: int, workers: int = 0) -> Iterator[Item]:
+    """Every picture from ``start`` on, once, in order, as the pass ``turn`` sees it.
+
+    Raises:
+        KcdpError: as ``training_batches``.
+    """
+    places = [(turn, index) for index in range(start, len(data))]
+    return _loaded(data, [places[i : i + batch_size] for i in range(0, len(places), batch_size)], workers)
+
+
+def _loaded(
+    data: TensorDataset, batches: Iterable[list[tuple[int, int]]], workers: int, pin_memory: bool = False
+) -> Iterator[Item]:
+    """Batches of places as batches of pictures; see ``training_batches``."""
     loader = DataLoader(
-        data, batch_sampler=sampler, num_workers=workers, persistent_workers=False, collate_fn=collate,
+        data, batch_sampler=batches, num_workers=workers, persistent_workers=False, collate_fn=collate,
         pin_memory=pin_memory,
     )  # fmt: skip
     try:

@@ -23,6 +23,10 @@ else:
 _BYTE = 1 << 30
 
 
+class LockedError(KcdpError):
+    """Another process, or another part of this one, holds the lock."""
+
+
 @contextmanager
 def writer_lock(path: Path, patience: float = 0.0) -> Iterator[None]:
     """Holds the lock at ``path``, or refuses: at once, or after ``patience`` seconds of waiting, which it announces.
@@ -32,7 +36,8 @@ def writer_lock(path: Path, patience: float = 0.0) -> Iterator[None]:
     is not mistaken for a living lock.
 
     Raises:
-        KcdpError: another process, or another part of this one, holds it.
+        LockedError: another process, or another part of this one, holds it.
+        KcdpError: the file cannot be made.
     """
     make_folder(path.parent)
     try:
@@ -40,7 +45,7 @@ def writer_lock(path: Path, patience: float = 0.0) -> Iterator[None]:
     except OSError as error:
         raise KcdpError(f"writing {path} failed ({error.strerror or error})", fix="choose another place") from None
     if handle is None:
-        raise KcdpError(
+        raise LockedError(
             f"{path.parent} is being written by {_holder(path)}", "one writer at a time", "wait for it, or stop it"
         )
     try:

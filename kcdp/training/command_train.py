@@ -106,6 +106,7 @@ def check_data(config: Config, start: Checkpoint | None = None) -> None:
     """
     data, training, mode = config.data, config.training, config.model.knowledge.mode
     config.check_backbone()
+    config.check_latents()
     open_datasets(data.source, split="train")
     if data.target:
         open_datasets(data.target, split="train")

@@ -39,6 +39,7 @@ from kcdp.training.device import usable_cpus
 from kcdp.training.ema import average_model, update_average
 from kcdp.training.engine import Engine
 from kcdp.training.interrupts import Interrupted, interrupts_deferred, interrupts_raise
+from kcdp.training.latent_cache import cached_pictures
 from kcdp.training.log import RunLog
 from kcdp.training.methods import make_step
 from kcdp.training.progress import Pictures, Progress, batch_sizes, read_progress
@@ -137,6 +138,8 @@ class Trainer:
             KcdpError: the loss is not finite, or more than 1 % of the pictures cannot be read.
         """
         first, until = self.progress.step, min(self.total_steps, stop_after or self.total_steps)
+        if self.config.training.cache_latents:
+            self._cache_latents()
         batches = self.batches()
         silent = None if self.engine.is_main else True  # None: only on a terminal
         self.log = RunLog(
@@ -169,6 +172,16 @@ class Trainer:
             if self.progress.step != self.progress.validated:  # a validation has saved it
                 self.save_last()
         return self.progress
+
+    def _cache_latents(self) -> None:
+        """Pictures become latents; an interrupt saves, so that the run can be resumed."""
+        try:
+            self.pictures = cached_pictures(
+                self.pictures, self.model, self.teacher, self.config, self.engine, self.out, self.workers
+            )
+        except KeyboardInterrupt:
+            self.save_last()
+            raise
 
     def _timed_step(self, batches: Iterator[tuple[Item, Item | None]], bar: tqdm, until: int) -> None:
         started = time.perf_counter()
