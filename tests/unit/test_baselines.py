@@ -7,27 +7,23 @@ from dataclasses import replace
 
 import pytest
 import torch
+from baseline_parts import EVEN, STEPS, Told, gradients, hidden, item, one_of_two, tiny
 from tiny_runs import fails
 from torch import nn
 
-from kcdp.config import Config, load_config
 from kcdp.data.loader import Item
 from kcdp.models.build import build_model
 from kcdp.models.moe import MoEOutput
-from kcdp.models.network import EmotionNetwork, NetworkOutput, one_expert
+from kcdp.models.network import NetworkOutput, one_expert
 from kcdp.training.baselines import adversary
 from kcdp.training.baselines.adversary import Discriminator, domain_loss, reversal_ramp, reverse_gradient
 from kcdp.training.baselines.both import certainty
 from kcdp.training.baselines.cdan import CdanStep, MultilinearMap
-from kcdp.training.baselines.dann import DannStep
 from kcdp.training.baselines.fixmatch import FixMatchStep
 from kcdp.training.baselines.mcc import MccStep, class_confusion
 from kcdp.training.methods import BASELINES, make_step
 from kcdp.training.steps.source import SourceStep
 from kcdp.training.steps.step import Step, StepResult
-
-STEPS = {"dann": DannStep, "cdan": CdanStep, "mcc": MccStep, "fixmatch": FixMatchStep}
-EVEN = torch.ones(6)
 
 
 @pytest.fixture(autouse=True)
@@ -36,42 +32,9 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
 
 
-def tiny(profile: str, *overrides: str) -> Config:
-    return load_config("tiny", profile=profile, overrides=("training.mixed_precision=no", *overrides))
-
-
-def item(count: int = 6, seed: int = 0, strong: bool = False) -> Item:
-    generator = torch.Generator().manual_seed(seed)
-
-    def images() -> torch.Tensor:
-        return torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8, generator=generator)
-
-    return Item(images(), torch.arange(count) % 6, images() if strong else None)
-
-
-def hidden(batch: Item) -> Item:
-    """As the trainer gives the target: without labels."""
-    return batch._replace(labels=torch.empty(0))
-
-
 def run(step: Step, model: nn.Module, progress: float = 0.5, seed: int = 0) -> StepResult:
     target = hidden(item(4, seed + 1, strong=step.config.training.method == "fixmatch"))
     return step(model, model, item(6, seed), target, progress)
-
-
-class Told(EmotionNetwork):
-    """A network whose v is the mean colour, and whose logits are a fixed linear map of it."""
-
-    def __init__(self, features: int = 3) -> None:
-        super().__init__()
-        self.visual = features
-        self.scale = nn.Parameter(torch.ones(features))
-        self.classes = nn.Parameter(torch.randn(6, features))
-
-    def forward(self, images, knowledge=None, align=False, latents=None) -> NetworkOutput:
-        v = images.float().mean(dim=(1, 2)) / 255.0 * self.scale
-        logits = v @ self.classes.T
-        return NetworkOutput(logits, v, one_expert(logits))
 
 
 # --- gradient reversal ------------------------------------------------------------------------------------------------
@@ -358,6 +321,26 @@ def test_outputs_of_a_network_without_experts():
     logits = torch.randn(3, 6)
     moe = one_expert(logits)
     assert isinstance(moe, MoEOutput) and moe.gates.tolist() == moe.chosen.tolist() == [[1.0]] * 3
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """The largest distance of a tensor from what it should be, by its size."""
+    assert found.keys() == expected.keys() and len(found) > 1
+    return max(((found[key] - value).norm() / value.norm()).item() for key, value in expected.items() if value.any())
+
+
+def test_two_processes_are_one(tmp_path):
+    """All that looks at a batch sees both halves of it: confusion, domains, statistics of the discriminator."""
+    torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    both = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    for name in STEPS:
+        alone = gradients(name)
+        assert all(apart(found[name], alone) < 1e-4 for found in both), name
+    # The twin: the confusion of each process's own rows is another one.
+    assert apart(both[0]["alone"], gradients("mcc")) > 1e-2
 
 
 # --- what they refuse -------------------------------------------------------------------------------------------------
