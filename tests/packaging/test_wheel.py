@@ -156,7 +156,7 @@ def test_version_and_help(device: Environment) -> None:
         assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage: ")
 
 
-@pytest.mark.parametrize("name", ["data", "train", "evaluate", "export", "tag"])
+@pytest.mark.parametrize("name", ["data", "train", "evaluate", "report", "export", "tag"])
 def test_every_command_explains_itself_without_extras(bare: Environment, name: str) -> None:
     done = bare.run("kcdp", name, "--help")
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(f"usage: kcdp {name} ")

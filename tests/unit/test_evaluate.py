@@ -24,6 +24,7 @@ from kcdp.training.checkpoint import BEST, LAST, load_model
 from kcdp.training.knowledge import KnowledgeReader
 from kcdp.training.metrics import classification_metrics
 from kcdp.training.pictures import open_pictures
+from kcdp.training.reports import evaluation
 from kcdp.training.reports.datasets import labelled, open_for_evaluation, open_validation, specs
 from kcdp.training.reports.datasets import warnings as warnings_of
 from kcdp.training.reports.experts import expert_use
@@ -86,6 +87,14 @@ def train(config: Config, out: Path) -> Path:
     pictures, text = open_pictures(config)
     Trainer(config, pictures, out, text=text).run()
     return out
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that read the numbers: drawing takes longer than measuring a tiny model."""
+    for name in ("confusion", "reliability", "experts", "history"):
+        monkeypatch.setattr(evaluation, f"plot_{name}", lambda *_: None)
+    monkeypatch.setattr(evaluation, "write_mistakes", lambda *_: None)
 
 
 def caption(data: str, out: Path) -> Path:
@@ -287,6 +296,7 @@ def test_the_report_is_what_a_second_computation_gives(run, tmp_path, capsys):
             assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_checkpoint_can_be_named_itself_and_a_report_replaced(run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(run)
     for name in (BEST, LAST):
@@ -359,6 +369,7 @@ def test_a_dataset_with_splits_of_its_own_is_warned_of_only_where_they_are_left(
     assert seen(data + split, source=[data]) == said
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_that_was_not_trained_by_the_command_can_be_measured(tmp_path, capsys):
     config = load_config(
         "tiny", overrides=["training.max_steps=1", "training.mixed_precision=no", "training.batch_size=4"]
@@ -436,6 +447,7 @@ def test_expert_use_at_its_ends():
     assert single["entropy"] == 0.0 and json.dumps(single, allow_nan=False)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_shares_of_the_experts_add_up(run, tmp_path, capsys):
     assert command(capsys, run, "--data", STICKERS, "--out", tmp_path)[0] == 0
     experts = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["experts"]
@@ -447,6 +459,7 @@ def test_the_shares_of_the_experts_add_up(run, tmp_path, capsys):
 # --- knowledge --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_an_explicit_model_is_measured_with_captions(told, tmp_path, capsys):
     captions = told.parent / "stickers.jsonl"
     status, _, _ = command(capsys, told, "--data", STICKERS, "--captions", captions, "--out", tmp_path)
@@ -474,6 +487,7 @@ def test_an_explicit_model_is_measured_with_captions(told, tmp_path, capsys):
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["experts"] == report["experts"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_captions_are_those_of_training_where_no_others_are_given(told, tmp_path, capsys):
     assert command(capsys, told, "--data", f"{SOURCE}&split=test", "--domain", "source", "--out", tmp_path)[0] == 0
     report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
@@ -483,6 +497,7 @@ def test_captions_are_those_of_training_where_no_others_are_given(told, tmp_path
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["experts"] == report["experts"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_several_captions_files_together(told, tmp_path, capsys):
     both = ("--captions", told.parent / "photos.jsonl", "--captions", told.parent / "stickers.jsonl")
     one = ("--captions", told.parent / "stickers.jsonl")
@@ -527,6 +542,7 @@ def test_captions_whose_file_is_gone(told, tmp_path, capsys):
     )
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("mode", ["constant", "implicit"])
 def test_captions_for_a_model_that_takes_a_picture_alone(run, told, tmp_path, capsys, mode):
     """The mode "implicit" may have been trained with captions; it is measured as a device would run it."""

@@ -62,8 +62,8 @@ def test_commands_are_real(capsys):
         parser = ArgumentParser(exit_on_error=False)
         importlib.import_module(COMMANDS[words[1]][0]).add_arguments(parser)
         args = parser.parse_args(words[2:])
-        for spec in (getattr(args, "source", None), getattr(args, "data", None)):
-            if spec:
+        for value in (getattr(args, name, None) or () for name in ("source", "data")):
+            for spec in [value] if isinstance(value, str) else value:
                 parse_spec(spec)
         seen += 1
     assert seen >= 5

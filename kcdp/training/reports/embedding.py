@@ -16,7 +16,7 @@ from kcdp.training.reports.measurement import Answers
 
 #: Fewer pictures than this make no map.
 FEWEST = 10
-PERPLEXITY = 30.0
+PERPLEXITY, COMPONENTS = 30.0, 50
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Embedding:
 def embed(answers: Sequence[Answers], limit: int, seed: int) -> Embedding | None:
     """t-SNE (van der Maaten and Hinton, JMLR 2008) of the v of some of the pictures.
 
-    v is brought to at most 50 principal components first, as the authors did.
+    v is brought to its first principal components before, as the authors did.
 
     Args:
         answers: labelled datasets; each gives as many pictures as the others, as far as it has them.
@@ -51,7 +51,6 @@ def embed(answers: Sequence[Answers], limit: int, seed: int) -> Embedding | None
     Returns:
         None where there are fewer than ``FEWEST`` pictures.
     """
-    from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     generator = np.random.default_rng(seed)
@@ -60,10 +59,11 @@ def embed(answers: Sequence[Answers], limit: int, seed: int) -> Embedding | None
     v = np.concatenate([one.predictions.v[rows] for one, rows in zip(answers, chosen, strict=True)])
     if len(v) < FEWEST:
         return None
-    components = min(50, v.shape[1], len(v) - 1)
     # In 64 bits: features that are all alike must not become differences by rounding.
-    reduced = PCA(components, random_state=seed, svd_solver="full").fit_transform(v.astype(np.float64))
-    start = reduced[:, :2] if components > 1 else np.pad(reduced, ((0, 0), (0, 1)))
+    centred = v.astype(np.float64) - v.mean(axis=0, dtype=np.float64)
+    directions, lengths, _ = np.linalg.svd(centred, full_matrices=False)
+    reduced = directions[:, :COMPONENTS] * lengths[:COMPONENTS]
+    start = reduced[:, :2] if reduced.shape[1] > 1 else np.pad(reduced, ((0, 0), (0, 1)))
     spread = max(float(start[:, 0].std()), 1e-12)  # TSNE's own scaling divides by it, zero or not
     tsne = TSNE(
         init=1e-4 * start / spread, perplexity=min(PERPLEXITY, (len(v) - 1) / 3), random_state=seed, n_jobs=1
