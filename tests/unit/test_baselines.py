@@ -340,7 +340,7 @@ def test_two_processes_are_one(tmp_path):
         alone = gradients(name)
         assert all(apart(found[name], alone) < 1e-4 for found in both), name
     # The twin: the confusion of each process's own rows is another one.
-    assert apart(both[0]["alone"], gradients("mcc")) > 1e-2
+    assert apart(both[0]["alone"], gradients("mcc")) > 1e-3
 
 
 # --- what they refuse -------------------------------------------------------------------------------------------------
