@@ -89,7 +89,7 @@ def test_round_trip_through_json(preset, profile):
     )  # fmt: skip
     again = Config.from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False)))
     assert again == config
-    assert again != dataclasses.replace(config, data=dataclasses.replace(config.data, source="folder:y"))
+    assert again != dataclasses.replace(config, data=dataclasses.replace(config.data, source=("folder:y",)))
     assert again.model.unet.channels == tuple(again.model.unet.channels)  # lists come back as tuples
     assert again.data.captions == ("a.jsonl", "b.jsonl") and isinstance(again.model.lora.targets, tuple)
 
@@ -105,7 +105,7 @@ def test_later_sources_win(tmp_path):
     config = load_config("tiny", file, ["training.batch_size=7"], {"data": {"source": "folder:b"}})
     assert config.training.epochs == 5  # the file over the preset's 3
     assert config.training.batch_size == 7  # --set over the file
-    assert config.data.source == "folder:b"  # the command's own options over all
+    assert config.data.source == ("folder:b",)  # the command's own options over all
     assert config.training.learning_rate == 2e-3  # the preset's, where nobody says otherwise
     assert config.training.weight_decay == TrainingConfig().weight_decay  # the default
 
@@ -134,7 +134,7 @@ def test_loading_twice_gives_the_same_although_the_first_was_overridden():
         ("model.unet.channels=[16, 32, 32, 64]", "model.unet.channels", (16, 32, 32, 64)),
         ("model.unet.attention=[true, false, true, false]", "model.unet.attention", (True, False, True, False)),
         ("model.encoder={ channels = 16 }", "model.encoder.channels", 16),
-        ("data.source=folder:a b?split=train&limit=3", "data.source", "folder:a b?split=train&limit=3"),
+        ("data.source=folder:a b?split=train&limit=3", "data.source", ("folder:a b?split=train&limit=3",)),
         ("model.backbone=", "model.backbone", ""),
         ("preprocess.background=[0, 0, 0]", "preprocess.background", (0, 0, 0)),
         ("preprocess.value_range=[0, 1]", "preprocess.value_range", (0.0, 1.0)),
@@ -204,7 +204,7 @@ def test_unknown_keys_name_the_nearest(text, start):
         ("training.learning_rate=nan", "training.learning_rate is nan; expected a finite number"),
         ("training.gradient_clip=inf", "training.gradient_clip is inf; expected a finite number"),
         ("model.train_backbone=1", "model.train_backbone is 1; expected true or false"),
-        ("data.source=3", "data.source is 3; expected a string"),
+        ("data.source=3", "data.source is 3; expected a list"),
         ("training=3", "training is 3; expected a table"),
         ("model.unet=[1]", "model.unet is [1]; expected a table"),
         ("model.unet.channels=3", "model.unet.channels is 3; expected a list"),
@@ -225,7 +225,7 @@ def test_unknown_keys_name_the_nearest(text, start):
                                       "loop"),
         ("model.input_normalization=imagenet", "model.input_normalization is 'imagenet' (did you mean "
                                                "'imagenet-twice'?); expected one of range, imagenet-twice"),
-        ("model.lora.targets=to_q", "model.lora.targets is 'to_q'; expected a list"),
+        ("model.lora.targets=3", "model.lora.targets is 3; expected a list"),
         ("model.lora.targets=[1]", "model.lora.targets[0] is 1; expected a string"),
         ("model.lora.rank=8.0", "model.lora.rank is 8.0; expected a whole number"),
         ("training.pseudo_labels=off", "training.pseudo_labels is 'off'; expected a table"),
@@ -235,7 +235,7 @@ def test_unknown_keys_name_the_nearest(text, start):
         ("training.balance=switches", "training.balance is 'switches' (did you mean 'switch'?); expected one of "
                                       "switch, gate-std"),
         ("training.shuffle=0", "training.shuffle is 0; expected true or false"),
-        ("data.captions=a.jsonl", "data.captions is 'a.jsonl'; expected a list"),
+        ("model.unet.channels=a", "model.unet.channels is 'a'; expected a list"),
     ],
 )  # fmt: skip
 def test_values_of_the_wrong_kind(text, message):
@@ -255,7 +255,7 @@ def test_a_separator_that_is_none():
         ("training.label_smoothing=2", "training.label_smoothing is 2.0; expected 0 to 1"),
         ("training.seed=-1", "training.seed is -1; expected 0 to 9223372036854775807"),
         ("training.validate_every=-1", "training.validate_every is -1; expected 0 or more"),
-        ("training.workers=-1", "training.workers is -1; expected 0 to 1024"),
+        ("training.workers=-2", "training.workers is -2; expected -1 to 1024"),
         ("model.timestep=1000", "model.timestep is 1000; expected 0 to 999"),
         ("model.encoder.blocks=[]", "model.encoder.blocks is empty; expected one or more"),
         ("model.encoder.blocks=[1, -1]", "model.encoder.blocks is [1, -1]; expected 0 to 64"),
@@ -332,11 +332,12 @@ def test_the_numbers_are_found():
 
 @pytest.mark.parametrize(("path", "value"), NUMBERS)
 def test_no_number_may_be_negative(path, value):
-    """Every number has a range; one that was forgotten would let this pass."""
+    """Every number has a range; one that was forgotten would let this pass. Of workers, -1 means: as many as fit."""
+    least = -2 if path == "training.workers" else -1
     if isinstance(value, tuple):
-        wrong, shown = [-1] * len(value), str([-1] * len(value))
+        wrong, shown = [least] * len(value), str([least] * len(value))
     else:
-        wrong, shown = type(value)(-1), str(type(value)(-1))
+        wrong, shown = type(value)(least), str(type(value)(least))
     assert f" {path} is {shown}; expected " in refuse(f"{path}={wrong}")
 
 
@@ -508,7 +509,7 @@ def test_how_many_knowledge_tokens_there_are():
     for mode in ("explicit", "implicit"):  # a caption and its triples, each as long as a text
         model = ModelConfig(knowledge=KnowledgeConfig(mode=mode, tokens=9), text=TextConfig(tokens=20))
         assert model.knowledge_tokens == 40
-    assert DataConfig().captions == () and DataConfig().target == ""
+    assert DataConfig().captions == () and DataConfig().target == ()
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
