@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from kcdp import __version__
 from kcdp.data.dataset import ImageDataset
 from kcdp.errors import KcdpError, require
@@ -148,6 +150,8 @@ def _predict(
         found = predict(
             model, data, config.preprocess, device=device, batch_size=args.batch_size, progress=f"evaluate {role}"
         )
+        if not all(np.isfinite(part).all() for part in (found.logits, found.v)):
+            raise KcdpError(f"the model's answers to {name!r} are not finite numbers", fix="take another checkpoint")
         return Answers(name, role, data.dataset, found, split)
 
     rows = [answers(name, MEASURED, data, measured_split(name)) for name, data in zip(args.data, told, strict=True)]

@@ -20,7 +20,7 @@ from kcdp.data.registry import open_dataset
 from kcdp.errors import KcdpError
 from kcdp.files import sha256_file
 from kcdp.labels import LABELS
-from kcdp.training.checkpoint import BEST, LAST, load_model
+from kcdp.training.checkpoint import BEST, LAST, load_checkpoint, load_model, save_checkpoint
 from kcdp.training.knowledge import KnowledgeReader
 from kcdp.training.metrics import classification_metrics
 from kcdp.training.pictures import open_pictures
@@ -409,6 +409,32 @@ def test_a_call_that_makes_no_sense(run, tmp_path, monkeypatch, capsys, changes,
     status, _, error = command(capsys, arguments["run"], *options)
     assert status == 2 and error.startswith(f"kcdp: error: {message}") and "\n" not in error
     assert not Path("report", "report.json").exists()
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_network_of_one_expert_has_no_choice_to_show(tmp_path, capsys):
+    overrides = [f"data.source={SOURCE}", "training.max_steps=1", "training.mixed_precision=no",
+                 "training.batch_size=8", "model.head.experts=1", "model.head.top_k=1"]  # fmt: skip
+    run = train(load_config("tiny", overrides=overrides), tmp_path / "run")
+    assert command(capsys, run, "--data", STICKERS)[0] == 0
+    report = json.loads((run / "report" / "report.json").read_text(encoding="utf-8"))
+    assert report["experts"]["chosen"] == [1.0] and "experts" not in report["datasets"][0]["files"]
+    page = (run / "report" / "report.md").read_text(encoding="utf-8")
+    assert "one expert or none" in page and "experts.png" not in page
+    assert "There was no target, and so no pseudo-labels: a source-only run." in page
+
+
+def test_answers_that_are_no_numbers_are_no_report(run, tmp_path, capsys):
+    checkpoint = load_checkpoint(run / BEST)
+    model, _ = load_model(run)
+    with torch.no_grad():
+        model.moe.answer_bias.fill_(float("nan"))
+    save_checkpoint(tmp_path / "nan.safetensors", model, checkpoint.config, checkpoint.progress)
+    status, _, error = command(capsys, tmp_path / "nan.safetensors", "--data", STICKERS)
+    assert status == 2 and error == (
+        f"kcdp: error: the model's answers to '{STICKERS}' are not finite numbers; take another checkpoint"
+    )
+    assert os.listdir(tmp_path / "report") == []  # the folder beside the checkpoint, where no other is named
 
 
 def test_a_damaged_picture_is_named_and_no_report_written(run, tmp_path, capsys):
