@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from measuring import cpu_name, forget_peak, memory, random_backbone
+
 
 def main() -> int:
     """Measure both configurations; with ``--worker`` measure one and print its row."""
@@ -40,7 +42,7 @@ def main() -> int:
         rows = [worker(backbone, args.size, args.rank, name) for name in ("plain", "checkpointing")]
     result = {
         "benchmark": "training_step", "date": time.strftime("%Y-%m-%d"), "size": args.size, "rank": args.rank,
-        "machine": {"cpu": _cpu(), "threads": os.cpu_count(), "system": platform.system()}, "rows": rows,
+        "machine": {"cpu": cpu_name(), "threads": os.cpu_count(), "system": platform.system()}, "rows": rows,
     }  # fmt: skip
     print(f"{'':<16}{'s, first step':>15}{'s, second':>12}{'GiB before':>12}{'GiB peak':>12}{'loss':>12}")
     for row in rows:
@@ -52,20 +54,6 @@ def main() -> int:
         write_json(args.out, result)
     print(json.dumps(result))
     return 0
-
-
-def random_backbone(folder: Path) -> Path:
-    """U-Net and autoencoder of Stable Diffusion 1.5's shapes, random, in diffusers layout."""
-    import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    torch.manual_seed(0)
-    UNet2DConditionModel(cross_attention_dim=768, sample_size=64).save_pretrained(folder / "unet")
-    AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    ).save_pretrained(folder / "vae")  # fmt: skip
-    return folder
 
 
 def worker(backbone: Path, size: int, rank: int, name: str) -> dict[str, Any]:
@@ -138,24 +126,6 @@ def fingerprint(unet: Any) -> str:
         if "lora_" not in name:
             digest.update(value.contiguous().view(-1).numpy().data)
     return digest.hexdigest()
-
-
-def forget_peak() -> None:
-    """The peak is that of the steps, not of loading (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def memory(what: str) -> float:
-    """GiB of this process's memory, "VmRSS" now or "VmHWM" at most (Linux)."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:")) / 2**20
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

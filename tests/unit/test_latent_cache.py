@@ -36,6 +36,7 @@ from kcdp.config import Config, load_config
 from kcdp.data.dataset import ImageDataset, Sample
 from kcdp.data.loader import TensorDataset, collate
 from kcdp.data.registry import open_dataset
+from kcdp.data.sampler import Share
 from kcdp.errors import KcdpError
 from kcdp.knowledge.lock import writer_lock
 from kcdp.models.kadap import Kadap
@@ -440,6 +441,33 @@ def test_a_view_that_another_writes_is_waited_for_and_the_others_are_made(tmp_pa
     assert sum(encoded) == 84 - len(np.load(others[0] / PLACES)) and waited.is_set()
     assert "waiting:" in capsys.readouterr().out
     assert stored(mine) == stored(tmp_path / "other" / LATENTS)
+
+
+def test_the_processes_of_a_run_share_the_work(tmp_path, encoded):
+    """Two processes, here two threads: each begins elsewhere, none makes what the other has made."""
+    config = tiny(*CACHED, "training.augmentation=none")  # which draws on a generator that threads have in common
+    found = {}
+    trainers = [trainer_of(config, tmp_path / "run") for _ in range(2)]
+
+    def process(rank: int) -> None:
+        trainer = trainers[rank]
+        engine = SimpleNamespace(share=Share(rank, 2), is_main=rank == 0, device=trainer.device)
+        both.wait(60)
+        found[rank] = latent_cache.cached_pictures(
+            trainer.pictures, trainer.model, trainer.teacher, config, engine, tmp_path / "run"
+        )
+
+    both = threading.Barrier(2)
+    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(encoded) == 44 and set(found) == {0, 1}
+    whole, _ = run(config, tmp_path / "whole", 1)
+    assert stored(tmp_path / "run" / LATENTS) == stored(tmp_path / "whole" / LATENTS)
+    assert torch.equal(found[0].source[0, 5].latents, found[1].source[0, 5].latents)
+    assert torch.equal(found[0].source[0, 5].latents, whole.pictures.source[0, 5].latents)
 
 
 # --- room, and pictures that cannot be read ---------------------------------------------------------------------------
