@@ -138,7 +138,7 @@ class Trainer:
             KcdpError: the loss is not finite, or more than 1 % of the pictures cannot be read.
         """
         first, until = self.progress.step, min(self.total_steps, stop_after or self.total_steps)
-        if self.config.training.cache_latents:
+        if self.config.training.cache_latents and (first < until or self._validation_due()):
             self._cache_latents()
         batches = self.batches()
         silent = None if self.engine.is_main else True  # None: only on a terminal

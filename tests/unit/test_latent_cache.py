@@ -169,6 +169,15 @@ def test_stopping_and_going_on_changes_nothing(tmp_path, encoded):
     assert first + rest == whole_losses and equal(state(second), state(whole)) and not encoded
 
 
+def test_a_finished_run_needs_no_latents(tmp_path, encoded):
+    run(tiny(*CACHED, "training.max_steps=1"), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / LATENTS)
+    encoded.clear()
+    saved = load_checkpoint(tmp_path / "run" / LAST)
+    run(saved.config, tmp_path / "run", resume=saved)
+    assert not encoded and not (tmp_path / "run" / LATENTS).exists()
+
+
 def test_workers_read_latents_too(tmp_path):
     _, alone = run(tiny(*CACHED), tmp_path / "alone", 3)
     _, helped = run(tiny(*CACHED, "training.workers=1"), tmp_path / "helped", 3)
