@@ -303,7 +303,9 @@ def test_the_source_is_trained_as_source_only_trains_it():
     assert config.model.alignment.kind == "none"
     for name in STEPS:
         other = tiny(name)
-        same = replace(other.training, method="source-only", pseudo_labels=config.training.pseudo_labels)
+        assert other.training.baseline_weight == (0.1 if name in ("dann", "cdan") else 1.0)
+        same = replace(other.training, method="source-only", pseudo_labels=config.training.pseudo_labels,
+                       baseline_weight=config.training.baseline_weight)  # fmt: skip
         assert same == config.training and other.model == config.model and other.preprocess == config.preprocess
 
 
