@@ -25,6 +25,7 @@ from tiny_runs import (
     trainer_of,
 )
 
+from kcdp.config import profile_names
 from kcdp.models.build import build_model, trainable_state
 from kcdp.training.checkpoint import (
     BEST,
@@ -185,7 +186,7 @@ def rewrite(source: Path, target: Path, tensors: Callable[[dict], dict] = dict, 
     """A copy of a checkpoint with other tensors or metadata; a value of None leaves the key out."""
     checkpoint = load_checkpoint(source)
     whole = {
-        "format": "kcdp-checkpoint-2", "config": json.dumps(checkpoint.config.to_dict()),
+        "format": "kcdp-checkpoint-3", "config": json.dumps(checkpoint.config.to_dict()),
         "progress": json.dumps(checkpoint.progress), **metadata,
     }  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -321,7 +322,7 @@ def test_saving_and_loading_a_checkpoint(tmp_path):
         (["--preset", "tiny", "--source", SOURCE, "--out", "x", "--target", "stickers"],
          "dataset 'stickers' has no kind; expected kind:PATH; write folder:stickers for a folder of pictures"),
         (["--preset", "tiny", "--source", SOURCE, "--out", "x", "--profile", "papper"],
-         "profile 'papper' is unknown (did you mean 'paper'?); expected one of as-published-code, paper"),
+         f"profile 'papper' is unknown (did you mean 'paper'?); expected one of {', '.join(profile_names())}"),
         (["--preset", "tiny", "--source", SOURCE, "--out", "x", "--set", "training.init_from=runs/no"],
          f"runs/no is not there; expected a run folder with {BEST}, or a checkpoint; train one with: kcdp train"),
         (["--preset", "tiny", "--source", SOURCE, "--out", "x", "--target", TARGET,

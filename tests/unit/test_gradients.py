@@ -23,11 +23,11 @@ from kcdp.data.dataset import ImageDataset, Sample
 from kcdp.data.loader import Item, TensorDataset
 from kcdp.models.alignment import contrastive_loss
 from kcdp.models.build import build_model
-from kcdp.models.kadap import Kadap, KadapOutput
+from kcdp.models.kadap import Kadap
+from kcdp.models.network import NetworkOutput
 from kcdp.models.moe import balance_loss, gate_deviation
 from kcdp.training.checkpoint import LAST, load_checkpoint
 from kcdp.training.ema import average_model
-from kcdp.training.pseudo_labels import PseudoLabels
 from kcdp.training.steps.adaptation import AdaptationStep
 from kcdp.training.steps.distillation import DistillationStep
 from kcdp.training.steps.source import SourceStep
@@ -103,12 +103,12 @@ def item(count: int = COUNT, seed: int = 0, tokens: int = 2 * TEXT_TOKENS) -> It
     return Item(images, torch.arange(count) % 6, None, torch.randn(count, tokens, WIDTH, generator=generator))
 
 
-def run(model: Kadap, batch: Item) -> KadapOutput:
+def run(model: Kadap, batch: Item) -> NetworkOutput:
     given = batch.knowledge if model.knowledge is None else None
     return model(batch.images, given, align=model.alignment is not None)
 
 
-LOSSES: dict[str, Callable[[KadapOutput, Item], torch.Tensor]] = {
+LOSSES: dict[str, Callable[[NetworkOutput, Item], torch.Tensor]] = {
     "classification": lambda output, batch: F.cross_entropy(output.logits, batch.labels),
     "alignment": lambda output, batch: contrastive_loss(output.alignment.similarity, batch.labels),
     "switch": lambda output, batch: balance_loss(output.moe, 2),
@@ -326,7 +326,7 @@ def test_distillation_trains_the_adapter_and_nothing_else(backbone, part):
         if ".lora_B." in name:
             torch.nn.init.normal_(p)
     statistics = {name: value.clone() for name, value in model.named_buffers()}
-    result = DistillationStep(config)(model, model, item(), item(seed=1), 0.0)
+    result = DistillationStep(config, torch.ones(6))(model, model, item(), item(seed=1), 0.0)
     model.zero_grad(set_to_none=True)
     result.parts[part].backward()
     assert own - with_gradient(model) <= key_bias(own) and with_gradient(model) <= own
@@ -357,11 +357,10 @@ def test_cesa_s_maps_and_anchors_learn_from_the_alignment_alone(backbone):
 
 def adapt(config: Config, model: Kadap, teacher: Kadap | None = None) -> StepResult:
     shares = torch.full((6,), 1 / 6)
-    labeller = PseudoLabels(config.training.pseudo_labels, shares)
     target = item(seed=1)
     if config.training.pseudo_labels.views == "weak-strong":
         target = target._replace(strong=255 - target.images)
-    step = AdaptationStep(config, torch.ones(6), labeller)
+    step = AdaptationStep(config, torch.ones(6), shares)
     return step(model, teacher or model, item(), target._replace(labels=torch.empty(0)), 1.0)
 
 

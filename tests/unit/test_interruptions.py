@@ -18,6 +18,7 @@ from PIL import Image
 from tiny_runs import equal, fails, open_tiny, rows, state, tiny, train_arguments
 
 import kcdp.training.trainer as trainer_module
+import kcdp.training.validation as validation_module
 from kcdp.data.dataset import ImageDataset
 from kcdp.data.loader import TensorDataset
 from kcdp.errors import KcdpError
@@ -105,7 +106,7 @@ def test_an_interrupt_within_a_step_waits_for_its_end(make, number, place, tmp_p
             signal.raise_signal(number)
 
     if place == "optimizer":
-        trainer.optimizer.step = lambda: (interrupt(), step())
+        trainer.optimizer.step = lambda *_: (interrupt(), step())
     elif place == "average":  # after the weights have changed, before their average has
         update = trainer_module.update_average
         monkeypatch.setattr(trainer_module, "update_average", lambda *given: (interrupt(), update(*given)))
@@ -123,7 +124,7 @@ def test_an_interrupted_validation_is_done_again(make, tmp_path, monkeypatch):
     options = ("training.max_steps=2", "training.validate_every=2")
     make("whole", *options).run()
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "predict_logits", lambda *_a, **_o: signal.raise_signal(signal.SIGINT))
+        patch.setattr(validation_module, "predict_logits", lambda *_a, **_o: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             make("run", *options).run()
     assert not (tmp_path / "run" / BEST).exists()

@@ -170,7 +170,7 @@ def test_seeds_are_mixed_the_same_on_every_machine():
 def test_without_augmentation_a_picture_is_what_preprocessing_gives(faces):
     data = TensorDataset(faces, SPEC)
     for index in (0, 5, 11):
-        picture, label, strong, knowledge = data[index]
+        picture, label, strong, knowledge = data[index][:4]
         assert strong is None and knowledge is None
         assert picture.dtype == torch.uint8 and tuple(picture.shape) == (32, 32, 3)
         np.testing.assert_array_equal(picture.numpy(), SPEC.apply(faces.image(index)))
@@ -451,7 +451,7 @@ def test_training_batches_follow_the_sampler():
         batches = list(islice(training_batches(data, 4, seed=7, start=start), 6))
         want = [[index for _, index in batch] for batch in epochs(10, 4, seed=7, start=start, count=6)]
         assert [indices(batch) for batch in batches] == want
-        for (images, labels, strong, knowledge), batch in zip(batches, want, strict=True):
+        for (images, labels, strong, knowledge, *_), batch in zip(batches, want, strict=True):
             assert strong is None and knowledge is None
             assert images.dtype == torch.uint8 and tuple(images.shape) == (4, 32, 32, 3)
             assert labels.dtype == torch.int64 and labels.tolist() == [index % 6 for index in batch]
@@ -465,7 +465,7 @@ def test_workers_give_the_same_batches_as_the_process_itself(faces, shuffle):
 
     alone, helped = batches(0), batches(2)
     assert all(same(one, other) for one, other in zip(alone, helped, strict=True)) and len(alone) == 5
-    assert all(part is not None for part in alone[0])
+    assert all(part is not None for part in alone[0][:6])
     assert not torch.equal(alone[0].images, alone[1].images) and not torch.equal(alone[0].strong, alone[1].strong)
 
 
@@ -494,7 +494,7 @@ class Answers(torch.nn.Module):
         self.seen: list[torch.Tensor] = []
         self.given: list[torch.Tensor | None] = []
 
-    def forward(self, images: torch.Tensor, given: torch.Tensor | None = None) -> Any:
+    def forward(self, images: torch.Tensor, given: torch.Tensor | None = None, latents: Any = None) -> Any:
         assert not self.training and not torch.is_grad_enabled()
         self.seen.append(images.clone())
         self.given.append(given)

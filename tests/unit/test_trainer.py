@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,17 @@ from tiny_runs import (
     record_losses,
     rows,
     state,
+    timeless,
     tiny,
     train_arguments,
     trainer_of,
     write_captions,
 )
 
-import kcdp.training.trainer as trainer_module
+import kcdp.training.validation as validation_module
 from kcdp.data.dataset import ImageDataset, Sample
 from kcdp.data.loader import TensorDataset
+from kcdp.data.sampler import EpochSampler
 from kcdp.labels import LABELS
 from kcdp.models.build import trainable_state
 from kcdp.training.checkpoint import BEST, LAST, Checkpoint, find_checkpoint, load_checkpoint, load_model
@@ -59,6 +61,12 @@ def make(pictures: Pictures, tmp_path: Path) -> Callable[..., Trainer]:
         return Trainer(tiny(*overrides), mine, tmp_path / name, resume, start=start)
 
     return make
+
+
+def sampler_of(trainer: Trainer) -> EpochSampler:
+    """The order of the source."""
+    training = trainer.config.training
+    return EpochSampler(len(trainer.pictures.source), training.batch_size, training.seed)
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +122,10 @@ def test_the_real_command_goes_on_to_the_bit(tmp_path, capsys):
         whole, parts = load_checkpoint(tmp_path / "whole" / name), load_checkpoint(tmp_path / "parts" / name)
         assert equal(whole.model, parts.model) and equal(whole.optimizer, parts.optimizer)
         assert equal(whole.parts, parts.parts)
-        assert {**whole.progress, "seconds": 0} == {**parts.progress, "seconds": 0}
+        assert timeless(whole.progress) == timeless(parts.progress)
     assert load_checkpoint(tmp_path / "whole" / LAST).progress["step"] == 4
-    strip = [{k: v for k, v in row.items() if k != "seconds"} for row in rows(tmp_path / "whole")]
-    assert strip[-2:] == [{k: v for k, v in row.items() if k != "seconds"} for row in rows(tmp_path / "parts")][-2:]
+    whole_rows, part_rows = ([timeless(row) for row in rows(tmp_path / name)] for name in ("whole", "parts"))
+    assert whole_rows[-2:] == part_rows[-2:]
 
 
 def test_two_runs_of_the_same_configuration_are_the_same_and_another_seed_is_not(make):
@@ -336,7 +344,7 @@ def test_the_best_checkpoint_is_chosen_by_balanced_accuracy(make, pictures, tmp_
         [1, 0, 0, 4],  # step 3: accuracy 0.5, balanced 0.667: the best
         [1, 1, 1, 1],  # step 4: accuracy 0.75, balanced 0.5
     ])  # fmt: skip
-    monkeypatch.setattr(trainer_module, "predict_logits", lambda *_args, **_options: np.eye(6)[next(answers)])
+    monkeypatch.setattr(validation_module, "predict_logits", lambda *_args, **_options: np.eye(6)[next(answers)])
     trainer = make("run", "training.validate_every=1", "training.max_steps=4", validation=validation)
     weights = []
     validate = trainer.validate
@@ -386,7 +394,8 @@ def test_the_log_is_one_json_object_a_line(make, tmp_path):
     assert [row["step"] for row in steps] == [10, 11]
     rate = trainer.config.training.learning_rate
     assert [row["lr"] for row in steps] == pytest.approx([learning_rate(s - 1, 11, 2, rate) for s in (10, 11)])
-    assert all(set(row) == {"step", "lr", "loss", "classification", "balance", "alignment", "seconds"} for row in steps)
+    names = {"step", "lr", "loss", "classification", "balance", "alignment", "waiting", "seconds"}
+    assert all(set(row) == names and 0 <= row["waiting"] < 1 for row in steps)
     order = [row["step"] for row in rows(tmp_path / "run")]
     assert order == sorted(order) == [8, 10, 11, 11]
     validations = [row["validation"] for row in rows(tmp_path / "run") if "validation" in row]
@@ -414,7 +423,7 @@ def test_the_last_may_be_what_is_kept(make, pictures, tmp_path, monkeypatch):
     for select, step, balanced in (("validation", 1, 1.0), ("last", 3, 0.5)):
         answers = iter([[1, 1, 1, 4], [1, 1, 1, 1], [1, 1, 1, 1]])  # the first is the best
         monkeypatch.setattr(
-            trainer_module, "predict_logits", lambda *_a, answers=answers, **_o: np.eye(6)[next(answers)]
+            validation_module, "predict_logits", lambda *_a, answers=answers, **_o: np.eye(6)[next(answers)]
         )
         settings = ("training.validate_every=1", "training.max_steps=3", f"training.select={select}")
         trainer = make(select, *settings, validation=validation)
@@ -433,7 +442,7 @@ def test_validation_on_a_sample_that_is_drawn_anew(make, pictures, tmp_path, mon
         assert data.labels.tolist() == pictures.source.labels[data.indices].tolist()
         return np.eye(6)[data.labels]
 
-    monkeypatch.setattr(trainer_module, "predict_logits", predict)
+    monkeypatch.setattr(validation_module, "predict_logits", predict)
     settings = ("training.validate_every=1", "training.max_steps=4", "training.validation_sample=10")
     make("run", *settings, validation=pictures.source).run()
     make("again", *settings, validation=pictures.source).run()
@@ -492,7 +501,7 @@ def test_a_run_is_the_same_model_as_the_one_it_starts_from_unless_told_otherwise
     assert status == 0 and f"starts from {tmp_path / 'first'}\n" in out, error  # nothing is new
     first, second = (load_checkpoint(tmp_path / name / BEST).config for name in ("first", "same"))
     assert second.model == first.model and second.preprocess == first.preprocess
-    assert second.data.ancestors == (first.data.source,) if first.data.source else ()
+    assert second.data.ancestors == first.data.source
     arguments = [*train_arguments(tmp_path / "other", *same), "--profile", "as-published-code"]
     status, _, error = command(capsys, *arguments)
     assert status == 2 and "--profile as-published-code for a run that starts from" in error
@@ -522,9 +531,13 @@ def test_a_loss_that_is_not_finite_stops_training_and_is_not_saved(make, tmp_pat
     trainer.train_step = poisoned
     with pytest.raises(DivergedError) as caught:
         trainer.run()
+    (named,) = [row for row in rows(tmp_path / "run") if "diverged" in row]
+    keys = named["diverged"]["source"]
+    samples = [trainer.pictures.source.dataset.samples[i].key for _, i in list(islice(sampler_of(trainer), 3))[2]]
+    assert named["step"] == 3 and keys == samples
     assert str(caught.value) == (
-        "the loss is nan at step 3; expected a finite number; start a new run with a lower training.learning_rate "
-        "(now 0.002)"
+        f"the loss is nan at step 3 (batch: source {', '.join(keys[:3])} and 5 more); expected a finite number; start a "
+        "new run with a lower training.learning_rate (now 0.002); the whole batch is in log.jsonl"
     )
     assert (tmp_path / "run" / LAST).read_bytes() == good and trainer.progress.step == 2
 

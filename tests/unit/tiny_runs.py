@@ -118,6 +118,11 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
     return set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
 
 
+def timeless(found: dict[str, Any]) -> dict[str, Any]:
+    """A row of the log, or a progress, without what the clock says."""
+    return {name: value for name, value in found.items() if name not in ("seconds", "waiting")}
+
+
 def rows(run: Path) -> list[dict[str, Any]]:
     """The log; strict JSON."""
 
