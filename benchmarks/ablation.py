@@ -117,7 +117,7 @@ def train_and_measure(args: argparse.Namespace, row: str, seed: int) -> dict[str
     )  # fmt: skip
     seconds = time.perf_counter() - started
     test = ("--captions", args.work / "test.jsonl") if told and row not in UNTOLD else ()
-    kcdp("evaluate", run, "--data", TEST, "--out", report, *test)
+    kcdp("evaluate", run, "--data", TEST, "--out", report, "--no-validation", "--embed", 0, *test)
     measured = json.loads((report / "report.json").read_text(encoding="utf-8"))
     validation = measured["checkpoint"]["progress"]["validation"]
     result = {

@@ -40,10 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE", type=Path, help="TOML with any of the settings")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="one setting; repeatable")
     parser.add_argument("--resume", metavar="RUN", type=Path, help="go on with this run as it was configured")
+    parser.add_argument(
+        "--stop-after", metavar="STEP", type=int, help="save and end at this step of the schedule; --resume goes on"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, and say what to run next."""
+    if args.stop_after is not None and args.stop_after < 1:
+        raise KcdpError(f"--stop-after is {args.stop_after}", "1 or more, a step of the schedule")
     if args.resume is not None:
         _refuse_with_resume(args)
     else:  # before the libraries are loaded: that takes seconds, a mistake should not
@@ -68,12 +73,15 @@ def run(args: argparse.Namespace) -> int:
     if speaks:
         _announce(config, trainer)
     try:
-        progress = trainer.run()
+        progress = trainer.run(args.stop_after)
     except KeyboardInterrupt:
         if speaks:
             print(f"\nstopped at step {trainer.progress.step} and saved; go on with: kcdp train --resume {out}")
         raise
-    if speaks:
+    if speaks and progress.step < trainer.total_steps:
+        print(f"stopped at step {progress.step} of {trainer.total_steps}, as --stop-after says; go on with: "
+              f"kcdp train --resume {out}")  # fmt: skip
+    elif speaks:
         _conclude(config, progress, out)
     return 0
 
@@ -87,12 +95,14 @@ def _conclude(config: Config, progress: Progress, out: Path) -> None:
             print(f"{len(keys)} pictures of the {name} could not be read and were skipped, the first is {keys[0]}")
     print(f"best validation balanced accuracy {progress.best:.4f} at step {progress.best_step}, in {out}")
     if config.model.knowledge.mode == "explicit":
-        print(f"next: kcdp evaluate {out} --data SPEC --captions FILE --out REPORT")
+        print(f"next: kcdp evaluate {out} --data SPEC --captions FILE")
         print("for devices, teach an adapter: kcdp train --source SPEC --captions FILE "
               f"--set model.knowledge.mode=implicit --set training.implicit=distill --set training.init_from={out} "
               "--out RUN")  # fmt: skip
+    elif config.model.network == "kadap":
+        print(f"next: kcdp evaluate {out} --data SPEC   or   python -m kcdp.export {out} --out NAME.kcdp")
     else:
-        print(f"next: kcdp evaluate {out} --data SPEC --out REPORT   or   python -m kcdp.export {out} --out NAME.kcdp")
+        print(f"next: kcdp evaluate {out} --data SPEC")
 
 
 def check_data(config: Config, start: Checkpoint | None = None) -> None:

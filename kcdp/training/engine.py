@@ -1,4 +1,4 @@
-"""Accelerate, as this project uses it: device, precision, accumulation, and processes that act as one."""
+"""Accelerate, as this project uses it: device, precision, and processes that act as one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Engine:
     """What runs a training: one process or several, started by ``accelerate launch``.
 
     Args:
-        training: device, mixed precision and accumulation.
+        training: device and mixed precision.
 
     Attributes:
         accelerator: Accelerate's own object.
@@ -44,7 +44,6 @@ class Engine:
         self.accelerator = Accelerator(
             cpu=device.type == "cpu",
             mixed_precision=_PRECISION[self.dtype],
-            gradient_accumulation_steps=training.accumulate,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
         )
         self.share = Share(self.accelerator.process_index, self.accelerator.num_processes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from kcdp.training.checkpoint import (
     save_checkpoint,
     trained_parameters,
 )
-from kcdp.training.device import usable_cpus
+from kcdp.training.device import autocast, usable_cpus
 from kcdp.training.ema import average_model, update_average
 from kcdp.training.engine import Engine
 from kcdp.training.interrupts import Interrupted, interrupts_deferred, interrupts_raise
@@ -232,19 +232,21 @@ class Trainer:
         if self._draws:  # depends on the step alone: a resumed run drops the same
             torch.manual_seed(mix_seeds(training.seed, 2, self.progress.step, *([rank] if rank else [])))
         self.optimizer.zero_grad(set_to_none=True)
-        rows = []
-        for part in self._parts(source, target):
-            with accelerator.accumulate(self.prepared):
-                with accelerator.autocast():
+        rows, parts = [], self._parts(source, target)
+        for number, part in enumerate(parts, start=1):
+            # Gradients are shared among processes once, with the last part. Not by Accelerate's own accumulation: its
+            # counter is one for all trainings of a process.
+            with nullcontext() if number == len(parts) else accelerator.no_sync(self.prepared):
+                with autocast(self.device, self.dtype):
                     result = self._forward(*part)
                 if not math.isfinite(result.loss.item()):
                     self._diverged(result.loss.item(), {"source": part[0], "target": part[1]})
-                accelerator.backward(result.loss)
-                if accelerator.sync_gradients and training.gradient_clip:
-                    accelerator.clip_grad_norm_(self._trained(), training.gradient_clip)
-                self.stepper.step()
+                accelerator.backward(result.loss / len(parts))
             row = {"loss": result.loss.item(), **{name: value.item() for name, value in result.parts.items()}}
             rows.append(row | rightness(result, part[1]))
+        if training.gradient_clip:
+            accelerator.clip_grad_norm_(self._trained(), training.gradient_clip)
+        self.stepper.step()
         self.model.train()
         self.progress.step += 1
         if self.average is not None:
