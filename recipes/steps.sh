@@ -40,6 +40,21 @@ train() {
     touch "$run/done"
 }
 
+# part STEP RUN COPY ARGUMENTS...: the same up to a step, and a copy of the run as it then is. "train" goes on with it.
+part() {
+    local step=$1 run=$2 copy=$3
+    shift 3
+    if [ -e "$copy" ]; then return; fi
+    if [ -e "$run/last.safetensors" ]; then
+        $TRAIN --resume "$run" --stop-after "$step"
+    else
+        $TRAIN --out "$run" --stop-after "$step" "$@"
+    fi
+    rm -rf "$copy.partial"
+    cp -r "$run" "$copy.partial"
+    mv "$copy.partial" "$copy"
+}
+
 # evaluate RUN ARGUMENTS...: measures it, unless there is a report. To measure anew, delete RUN/report.
 evaluate() {
     once "$1/report/report.json" kcdp evaluate "$@"

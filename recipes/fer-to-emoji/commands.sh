@@ -14,7 +14,6 @@ FER2013=${FER2013:-fer2013.zip}        # the zip, the folder or the original csv
 EMOJI=${EMOJI:-emoji}                  # made, where it is not there
 RUNS=${RUNS:-runs/fer-to-emoji}
 SEED=${SEED:-0}
-PYTHON=${PYTHON:-python}               # the one that kcdp is installed for
 
 source=(--source "fer2013:$FER2013")
 target=(--target "emoji:$EMOJI?styles=twemoji,fluent,fluent-flat,openmoji")
@@ -27,14 +26,9 @@ check "$RUNS/fer2013.check.json" "fer2013:$FER2013"
 
 # 2. Labelled faces alone, 3,000 steps. After 1,500 the run is copied; then it goes on, to the bit as if it had not
 #    been stopped.
-if [ ! -e "$RUNS/source-1500" ]; then
-    "$PYTHON" "$here/first_part.py" --stop-after 1500 --config "$here/source.toml" \
-        "${source[@]}" "${own[@]}" --out "$RUNS/source"
-    rm -rf "$RUNS/source-1500.partial"
-    cp -r "$RUNS/source" "$RUNS/source-1500.partial"
-    mv "$RUNS/source-1500.partial" "$RUNS/source-1500"
-fi
-train "$RUNS/source" --preset edge --profile paper --config "$here/source.toml" "${source[@]}" "${own[@]}"
+start=(--preset edge --profile paper --config "$here/source.toml" "${source[@]}" "${own[@]}")
+part 1500 "$RUNS/source" "$RUNS/source-1500" "${start[@]}"
+train "$RUNS/source" "${start[@]}"
 
 # 3. From those 1,500 steps on with unlabelled emoji in four artworks, 1,500 more.
 train "$RUNS/kcdp" --preset edge --profile paper --config "$here/kcdp.toml" "${source[@]}" "${target[@]}" \
