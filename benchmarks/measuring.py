@@ -64,8 +64,7 @@ def memory(what: str) -> float:
 
 def machine(device: str = "cpu") -> dict[str, Any]:
     """What the numbers belong to."""
-    threads = int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
-    found = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": threads, "system": platform.system()}
+    found = {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.system()}
     if device.startswith("cuda"):
         import torch
 

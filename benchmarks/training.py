@@ -9,10 +9,13 @@
     text, latents   kcdp's trainer: and so was every view of every picture (training.cache_latents)
     released        with --whole: the first loop, but the whole U-Net trains, in float32 (16 GB)
 
-Each is a process of its own; they run in turn, several rounds, so that a busy machine disturbs all of them alike. Read
-ratios. A row is the median over the steps of all rounds but each round's first step. The inputs are the same, and so
-must the losses be. After them, preset ``edge`` with 0 and 2 loader workers: how long it waits for pictures. The last
-line is one JSON object; with ``--out FILE`` it is also written there.
+Each is a process of its own; they run in turn, several rounds. A row is the median over the steps of all rounds but
+each round's first step. The inputs are the same, and so must the losses be. After them, preset ``edge`` with 0 and 2
+loader workers: how long it waits for pictures. The last line is one JSON object; with ``--out FILE`` it is also written
+there.
+
+On a busy machine take ``--threads 1``, for threads that wait for each other burn time, and read ``s of a CPU``, the
+processor time of a step, and its ratio, in which other processes do not count.
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2, help="rounds over all configurations (default: 2)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N (default: cpu)")
     parser.add_argument("--precision", default="no", choices=("no", "bf16"), help="of all rows (default: no, float32)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch (default: all cores)")
     parser.add_argument("--whole", action="store_true", help="also train the whole U-Net; needs 18 GiB to be free")
     parser.add_argument("--tiny", action="store_true", help="a tiny model in one process: tries this script, no more")
     parser.add_argument("--out", type=Path, help="also write the JSON object here")
@@ -73,7 +77,9 @@ def main() -> int:
         edge = summarise(EDGE, run_all(args, EDGE, Path(scratch)))
     result = {
         "benchmark": "training", "date": time.strftime("%Y-%m-%d"), "command": shlex.join(["python", *sys.argv]),
-        "machine": machine(args.device) | {"load_before": began, "load_after": os.getloadavg()},
+        "machine": machine(args.device) | {
+            "threads": args.threads, "load_before": began, "load_after": os.getloadavg(),
+        },
         "settings": {name: getattr(args, name) for name in
                      ("size", "batch", "rank", "steps", "rounds", "device", "precision", "tiny")},
         "rows": rows, "losses_agree": losses_agree(rows), "edge": edge,
@@ -89,7 +95,7 @@ def main() -> int:
 
 def prepare(args: argparse.Namespace, scratch: Path) -> None:
     """Pictures, captions and, where none were given, weights."""
-    faces = (24, 32) if args.tiny else (640, 64)
+    faces = (24, 32) if args.tiny else (320, 64)
     sizes = {"photos": (args.batch * (args.steps + 1), args.size), "faces": faces}
     for name, (count, size) in sizes.items():
         drawn = f"synthetic:photos?n={max(12, count)}&size={size}"
@@ -120,6 +126,8 @@ def run_all(args: argparse.Namespace, names: Sequence[str], scratch: Path) -> li
             if name == WHOLE and memory("MemAvailable") < 18 and not args.tiny:
                 raise SystemExit("the row 'released' needs 18 GiB of free memory; leave out --whole")
             found.append(measure(args, name, scratch) if args.tiny else worker(args, name, scratch))
+            times = ", ".join(f"{step['seconds']:.2f} ({step['cpu']:.2f})" for step in found[-1]["steps"])
+            print(f"{name}: seconds (of a CPU) {times}", file=sys.stderr, flush=True)
     return found
 
 
@@ -134,10 +142,13 @@ def worker(args: argparse.Namespace, name: str, scratch: Path) -> dict[str, Any]
 
 def measure(args: argparse.Namespace, name: str, scratch: Path) -> dict[str, Any]:
     """Seconds of each step, and of them waiting for pictures, losses, peak memory."""
+    import torch
+
+    torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         if name in EDGE:
             loop = kcdp_loop(edge_config(args, name, scratch), Path(folder))
-            count = 3 * (2 if args.tiny else 10)  # three epochs
+            count = 2 * (2 if args.tiny else 5)  # two epochs
         else:
             config = sd15_config(args, name, scratch)
             loop = kcdp_loop(config, Path(folder)) if name in ROWS[1:] else plain_loop(config)
@@ -214,13 +225,14 @@ def plain_loop(config: Any) -> Iterator[dict[str, Any]]:
     batches = training_batches(pictures.source, training.batch_size, training.seed)
     yield {"pictures": training.batch_size, "trained": trained_parameters(model)}
     while True:
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         batch = next(batches)
         arrived = time.perf_counter()
+        before = time.process_time()
         told = [captions[place] for place in batch.place.tolist()]
         triples = [triples_text(caption, extractor, config.model.text.triple_separator) for caption in told]
         knowledge = [knowledge_tokens(*words, text.encode) for words in zip(told, triples, strict=True)]
-        encoded = time.perf_counter()
+        encoded = time.process_time()
         batch = batch._replace(knowledge=torch.stack(knowledge)).to(device)
         with autocast(device, dtype):
             loss = losses_of(model, model, batch, None, 0.0).loss
@@ -228,8 +240,10 @@ def plain_loop(config: Any) -> Iterator[dict[str, Any]]:
         loss.backward()
         optimizer.step()
         value = loss.item()
-        yield {"seconds": time.perf_counter() - started, "waiting": arrived - started, "text": encoded - arrived,
-               "texts": sum(len(words) for words in triples) + len(told), "loss": value}  # fmt: skip
+        yield {
+            "seconds": time.perf_counter() - started, "cpu": time.process_time() - busy, "waiting": arrived - started,
+            "text": encoded - before, "texts": sum(len(words) for words in triples) + len(told), "loss": value,
+        }  # fmt: skip
 
 
 def kcdp_loop(config: Any, run: Path) -> Iterator[dict[str, Any]]:
@@ -254,11 +268,12 @@ def kcdp_loop(config: Any, run: Path) -> Iterator[dict[str, Any]]:
     batches = trainer.batches()
     yield before
     while True:
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), time.process_time()
         source, target = next(batches)
         arrived = time.perf_counter()
         loss = trainer.train_step(source, target)["loss"]
-        yield {"seconds": time.perf_counter() - started, "waiting": arrived - started, "loss": loss}
+        yield {"seconds": time.perf_counter() - started, "cpu": time.process_time() - busy,
+               "waiting": arrived - started, "loss": loss}  # fmt: skip
 
 
 def trained_parameters(model: Any) -> int:
@@ -272,22 +287,25 @@ def summarise(names: Sequence[str], measured: Sequence[dict[str, Any]]) -> list[
     for name in names:
         rounds = [m for m in measured if m["name"] == name]
         later = [step for m in rounds for step in m["steps"][1:]]
-        seconds = median(step["seconds"] for step in later)
+        seconds, busy = (median(step[what] for step in later) for what in ("seconds", "cpu"))
         row = {
             "name": name, "seconds": seconds, "pictures_per_second": rounds[0]["pictures"] / seconds,
             "first_step_seconds": median(m["steps"][0]["seconds"] for m in rounds),
             "speedup": (rows[0]["seconds"] if rows else seconds) / seconds,
+            "cpu_seconds": busy, "cpu_speedup": (rows[0]["cpu_seconds"] if rows else busy) / busy,
             "waiting_share": waited(later), "peak_gib": max(m["peak_gib"] for m in rounds),
             **{key: value for key, value in rounds[0].items() if key not in ("name", "steps", "peak_gib")},
             "losses": [step["loss"] for step in rounds[0]["steps"]],
             "rounds": [[round(step["seconds"], 4) for step in m["steps"]] for m in rounds],
+            "cpu_rounds": [[round(step["cpu"], 4) for step in m["steps"]] for m in rounds],
         }  # fmt: skip
         if "text" in later[0]:
-            row |= {"text_seconds": median(s["text"] for s in later), "texts": [s["texts"] for s in rounds[0]["steps"]]}
+            row["text_cpu_seconds"] = median(step["text"] for step in later)
+            row["texts"] = [step["texts"] for step in rounds[0]["steps"]]
         if name in EDGE:
-            third = len(rounds[0]["steps"]) // 3
-            row["waiting_share_first_epoch"] = waited([step for m in rounds for step in m["steps"][:third]])
-            row["waiting_share_later"] = waited([step for m in rounds for step in m["steps"][third:]])
+            half = len(rounds[0]["steps"]) // 2
+            row["waiting_share_first_epoch"] = waited([step for m in rounds for step in m["steps"][:half]])
+            row["waiting_share_later"] = waited([step for m in rounds for step in m["steps"][half:]])
         rows.append(row)
     return rows
 
@@ -308,7 +326,7 @@ def losses_agree(rows: Sequence[dict[str, Any]]) -> bool:
 
 def show(rows: Sequence[dict[str, Any]], edge: Sequence[dict[str, Any]]) -> None:
     """The tables."""
-    common = f"{'s, first step':>14}{'s':>9}{'pictures/s':>12}{'x first row':>13}"
+    common = f"{'s, first step':>14}{'s':>9}{'x':>6}{'pictures/s':>12}{'s of a CPU':>12}{'x':>6}"
     print(f"{'encoded once':<16}{common}{'waiting':>9}{'GiB peak':>10}{'loss apart':>12}")
     for row in rows:
         print(f"{_speed(row)}{row['waiting_share']:>9.1%}{row['peak_gib']:>10.2f}"
@@ -319,8 +337,8 @@ def show(rows: Sequence[dict[str, Any]], edge: Sequence[dict[str, Any]]) -> None
 
 
 def _speed(row: dict[str, Any]) -> str:
-    return (f"{row['name']:<16}{row['first_step_seconds']:>14.2f}{row['seconds']:>9.3f}"
-            f"{row['pictures_per_second']:>12.2f}{row['speedup']:>13.2f}")  # fmt: skip
+    return (f"{row['name']:<16}{row['first_step_seconds']:>14.2f}{row['seconds']:>9.3f}{row['speedup']:>6.2f}"
+            f"{row['pictures_per_second']:>12.3f}{row['cpu_seconds']:>12.3f}{row['cpu_speedup']:>6.2f}")  # fmt: skip
 
 
 if __name__ == "__main__":
