@@ -255,7 +255,9 @@ def test_twin_readers(source, problems):
     assert foreign_imports(source, ("", "data"), DATA_TOOLS) == problems
 
 
-@pytest.mark.parametrize(("part", "other"), [(part, other) for part in FORBIDDEN for other in FORBIDDEN[part] & PARTS])
+@pytest.mark.parametrize(
+    ("part", "other"), [(part, other) for part in FORBIDDEN for other in sorted(FORBIDDEN[part] & PARTS)]
+)
 def test_twin_direction(part, other):
     spellings = (f"from kcdp.{other} import x", f"from kcdp import {other}", f"import kcdp.{other}.y",
                  f"def f():\n    require('kcdp.{other}', 'x')")  # fmt: skip

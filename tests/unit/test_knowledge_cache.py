@@ -326,7 +326,9 @@ def test_the_lock_of_a_killed_writer_is_taken_over(filled, holder):
     assert not (filled / LOCK).exists()
 
 
-@pytest.mark.parametrize("content", ["", "x", f'{{"pid": {os.getpid()}, "host": "h"}}'])
+@pytest.mark.parametrize(
+    "content", ["", "x", f'{{"pid": {os.getpid()}, "host": "h"}}'], ids=["empty", "no JSON", "this process"]
+)
 def test_a_lock_file_that_nobody_holds(content, filled):
     (filled / LOCK).write_text(content)
     opened(filled).ensure([("new", [])])
