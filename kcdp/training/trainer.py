@@ -239,10 +239,11 @@ class Trainer:
             with nullcontext() if number == len(parts) else accelerator.no_sync(self.prepared):
                 with autocast(self.device, self.dtype):
                     result = self._forward(*part)
-                if not math.isfinite(result.loss.item()):
-                    self._diverged(result.loss.item(), {"source": part[0], "target": part[1]})
+                loss = result.loss.item()
+                if not math.isfinite(loss):
+                    self._diverged(loss, {"source": part[0], "target": part[1]})
                 accelerator.backward(result.loss / len(parts))
-            row = {"loss": result.loss.item(), **{name: value.item() for name, value in result.parts.items()}}
+            row = {"loss": loss, **{name: value.item() for name, value in result.parts.items()}}
             rows.append(row | rightness(result, part[1]))
         if training.gradient_clip:
             accelerator.clip_grad_norm_(self._trained(), training.gradient_clip)

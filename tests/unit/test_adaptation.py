@@ -108,7 +108,8 @@ def test_the_real_command_adapts_and_goes_on_to_the_bit(captions, tmp_path, caps
         assert equal(whole.model, parts.model) and equal(whole.optimizer, parts.optimizer)
         assert equal(whole.parts, parts.parts) and timeless(whole.progress) == timeless(parts.progress)
     last = load_checkpoint(tmp_path / "whole" / LAST)
-    assert set(last.part("step")) == {f"labeller.{name}" for name in ("prior", "mean", "confidence", "class_mean")} and last.part("average")
+    means = {f"labeller.{name}" for name in ("prior", "mean", "confidence", "class_mean")}
+    assert set(last.part("step")) == means and last.part("average")
 
 
 def test_a_checkpoint_without_the_running_means_is_refused(adapt, tmp_path):

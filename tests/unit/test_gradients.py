@@ -24,15 +24,15 @@ from kcdp.data.loader import Item, TensorDataset
 from kcdp.models.alignment import contrastive_loss
 from kcdp.models.build import build_model
 from kcdp.models.kadap import Kadap
-from kcdp.models.network import NetworkOutput
 from kcdp.models.moe import balance_loss, gate_deviation
+from kcdp.models.network import NetworkOutput
 from kcdp.training.checkpoint import LAST, load_checkpoint
 from kcdp.training.ema import average_model
+from kcdp.training.progress import Pictures
 from kcdp.training.steps.adaptation import AdaptationStep
 from kcdp.training.steps.distillation import DistillationStep
 from kcdp.training.steps.source import SourceStep
 from kcdp.training.steps.step import StepResult
-from kcdp.training.progress import Pictures
 from kcdp.training.trainer import Trainer
 
 WIDTH, TEXT_TOKENS, COUNT = 32, 12, 12

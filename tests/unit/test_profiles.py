@@ -40,14 +40,14 @@ from kcdp.models.moe import BALANCE, MixtureOfExperts, MoEOutput
 from kcdp.preprocess import picture_hash
 from kcdp.training.device import autocast_dtype
 from kcdp.training.knowledge import KnowledgeReader
+from kcdp.training.log import LOG
 from kcdp.training.pictures import open_pictures
+from kcdp.training.progress import Pictures
 from kcdp.training.pseudo_labels import PseudoLabels
 from kcdp.training.schedule import make_optimizer, set_learning_rate
 from kcdp.training.steps.adaptation import AdaptationStep
 from kcdp.training.steps.source import SourceStep
 from kcdp.training.steps.step import StepResult
-from kcdp.training.log import LOG
-from kcdp.training.progress import Pictures
 from kcdp.training.trainer import Trainer
 
 PUBLISHED = "as-published-code"

@@ -40,9 +40,9 @@ from kcdp.labels import LABELS
 from kcdp.models.build import trainable_state
 from kcdp.training.checkpoint import BEST, LAST, Checkpoint, find_checkpoint, load_checkpoint, load_model
 from kcdp.training.device import autocast_dtype, resolve_device
-from kcdp.training.schedule import class_shares, class_weights, learning_rate
 from kcdp.training.log import LOG
 from kcdp.training.progress import Pictures
+from kcdp.training.schedule import class_shares, class_weights, learning_rate
 from kcdp.training.trainer import DivergedError, Trainer
 
 
@@ -536,8 +536,8 @@ def test_a_loss_that_is_not_finite_stops_training_and_is_not_saved(make, tmp_pat
     samples = [trainer.pictures.source.dataset.samples[i].key for _, i in list(islice(sampler_of(trainer), 3))[2]]
     assert named["step"] == 3 and keys == samples
     assert str(caught.value) == (
-        f"the loss is nan at step 3 (batch: source {', '.join(keys[:3])} and 5 more); expected a finite number; start a "
-        "new run with a lower training.learning_rate (now 0.002); the whole batch is in log.jsonl"
+        f"the loss is nan at step 3 (batch: source {', '.join(keys[:3])} and 5 more); expected a finite number; "
+        "start a new run with a lower training.learning_rate (now 0.002); the whole batch is in log.jsonl"
     )
     assert (tmp_path / "run" / LAST).read_bytes() == good and trainer.progress.step == 2
 

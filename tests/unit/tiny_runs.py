@@ -13,8 +13,8 @@ import torch
 from kcdp.cli import main
 from kcdp.config import Config, load_config
 from kcdp.errors import KcdpError
-from kcdp.training.pictures import open_pictures
 from kcdp.training.log import LOG
+from kcdp.training.pictures import open_pictures
 from kcdp.training.progress import Pictures
 from kcdp.training.trainer import Trainer
 
