@@ -8,6 +8,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A test process per processor, four at most; each computes with one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 # Pictures for the demo: an argument, else next to the project, else synthetic photographs.
 FER2013 ?= $(firstword $(wildcard ../shared/data/fer2013.zip fer2013.zip))
 
@@ -24,13 +26,13 @@ demo: $(VENV)/.ready
 	$(BIN)/python recipes/demo.py --out demo $(if $(FER2013),--fer2013 "$(FER2013)")
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest
+	$(PYTEST)
 	@echo "next: make demo   or   make slow"
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow -s

@@ -120,6 +120,7 @@ class Trainer:
             self.total_steps = min(self.total_steps, training.max_steps)
         self.validate_every = training.validate_every or self.per_epoch
         self._logged = (0.0, 0.0)
+        self.log = RunLog(out, 0, tensorboard=False, silent=True)  # of a run that has not begun
         make_folder(out)
 
     @property

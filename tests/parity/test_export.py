@@ -194,7 +194,7 @@ def test_command_writes_a_bundle_that_says_what_it_is(exported):
     assert manifest.parity["passed"] is True
     assert manifest.parity["data"] == SOURCE
     assert manifest.parity["pictures"] == 8
-    assert manifest.configuration["data"]["source"] == SOURCE
+    assert manifest.configuration["data"]["source"] == [SOURCE]
     assert manifest.producers["torch"] == torch.__version__.split("+")[0]
     assert len(manifest.source["sha256"]) == 64
     inside = {p.key: p.value for p in onnx.load(str(out / "model.onnx")).metadata_props}
@@ -285,7 +285,7 @@ def test_gate_on_200_real_photographs_with_the_edge_preset(tmp_path):
     if not Path(archive).exists():
         pytest.skip(f"{archive} is not there")
     config = load_config("edge", data={"data": {"source": f"fer2013:{archive}"}})
-    faces = open_dataset(config.data.source, split="val")
+    faces = open_dataset(config.data.source[0], split="val")
     # Centred on as many faces as are compared: an untrained model blows up those that its statistics have not seen.
     model = decisive(config, faces, 200)
     save_checkpoint(tmp_path / "best.safetensors", model, config, {"step": 0})

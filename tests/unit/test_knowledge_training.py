@@ -42,7 +42,7 @@ def adaptation(captions: list[str]) -> list[str]:
 def test_captions_make_the_knowledge_explicit_and_a_target_makes_it_da(told, captions):
     config = load_checkpoint(told / "best.safetensors").config
     assert config.model.knowledge.mode == "explicit" and config.model.knowledge_tokens == 48
-    assert config.data.captions == tuple(captions) and config.data.target == TARGET
+    assert config.data.captions == tuple(captions) and config.data.target == (TARGET,)
     steps = [row for row in rows(told) if "loss" in row]
     assert {"classification", "alignment", "pseudo", "pseudo_share", "pseudo_accuracy"} <= set(steps[-1])
 

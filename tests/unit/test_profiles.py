@@ -23,7 +23,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 import kcdp.data.loader as loader_module
-import kcdp.training.trainer as trainer_module
+import kcdp.training.validation as validation_module
 from kcdp.config import PROFILES, Config, load_config, preset_names, profile_names
 from kcdp.data.dataset import ImageDataset, Sample
 from kcdp.data.loader import Item, TensorDataset
@@ -165,7 +165,7 @@ def test_the_profile_reaches_the_configuration_whatever_the_preset(preset):
 
 
 def test_the_paper_is_the_default_and_differs_in_what_the_other_one_sets():
-    assert profile_file("paper") == {} and set(profile_names()) == {"paper", PUBLISHED}
+    assert profile_file("paper") == {} and {"paper", PUBLISHED} <= set(profile_names())
     config = Config()
     assert load_config("tiny") == load_config("tiny", profile="paper") and config.profile == "paper"
     same = {name for name, value in HELD.items() if of(config, name) == value}
@@ -442,7 +442,7 @@ def varied(config: Config) -> Kadap:
 def adapt(config: Config, progress: float = 0.0, teacher: Kadap | None = None) -> tuple[StepResult, Kadap]:
     """A step on source and target; the source's shares say that nearly all is class 5."""
     model, shares = varied(config), torch.tensor([0.02] * 5 + [0.9])
-    step = AdaptationStep(config, torch.ones(6), PseudoLabels(config.training.pseudo_labels, shares))
+    step = AdaptationStep(config, torch.ones(6), shares)
     target = batch(seed=1)
     if config.training.pseudo_labels.views == "weak-strong":
         target = target._replace(strong=batch(seed=2).images)
@@ -504,7 +504,7 @@ def test_all_pseudo_labels_count_unaligned_and_in_full_from_step_0():
 
 def rates(config: Config, per_epoch: int = 500) -> list[float]:
     """The first group's learning rate at every step of a run."""
-    optimizer, found = make_optimizer(build_model(config), config.training), []
+    optimizer, found = make_optimizer(build_model(config), nn.Identity(), config.training), []
     total = config.training.epochs * per_epoch
     for step in range(total):
         set_learning_rate(optimizer, config.training, step, total, per_epoch)
@@ -538,7 +538,7 @@ def test_the_schedule_hardly_moves_in_a_real_run(tmp_path):
 def group_rates(config: Config) -> tuple[set[float], set[float]]:
     """Learning rates of the U-Net's parameters and of all others, in the middle of a run."""
     model = build_model(config)
-    optimizer = make_optimizer(model, config.training)
+    optimizer = make_optimizer(model, nn.Identity(), config.training)
     set_learning_rate(optimizer, config.training, 50, 100, 10)
     of_parameter = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     backbone, others = set(), set()
@@ -610,7 +610,7 @@ def test_arithmetic_is_float32(monkeypatch, tmp_path):
         run.model.moe.register_forward_hook(lambda _module, _args, output, seen=seen: seen.append(output.logits.dtype))
         run.model.pyramid.lateral[0].register_forward_hook(lambda _m, _a, output, seen=seen: seen.append(output.dtype))
         run.train_step(next(run.batches())[0])
-        assert seen[0] == dtype and not run.scaler.is_enabled()
+        assert seen[0] == dtype and run.engine.accelerator.scaler is None
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -669,7 +669,7 @@ def validated(config: Config, out: Path, monkeypatch: pytest.MonkeyPatch, times:
         seen.append(getattr(data, "indices", list(range(len(data)))))
         return np.zeros((len(data), 6))
 
-    monkeypatch.setattr(trainer_module, "predict_logits", answer)
+    monkeypatch.setattr(validation_module, "predict_logits", answer)
     run = trainer(config, out, validation=1200)
     for _ in range(times):
         random.seed(0)
@@ -691,7 +691,7 @@ def test_validation_looks_at_an_unseeded_sample_of_1000(tmp_path, monkeypatch):
 
 def test_a_smaller_validation_is_looked_at_whole(tmp_path, monkeypatch):
     right = lambda _model, data, *_args, **_options: np.eye(6)[data.labels]  # noqa: E731
-    monkeypatch.setattr(trainer_module, "predict_logits", right)
+    monkeypatch.setattr(validation_module, "predict_logits", right)
     run = trainer(published(), tmp_path, validation=30)
     run.validate()
     assert run.progress.validation["n"] == 30 and run.progress.validation["accuracy"] == 1.0
