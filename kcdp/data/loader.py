@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import mmap
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -295,7 +296,7 @@ def _loaded(
     """Batches of places as batches of pictures; see ``training_batches``."""
     loader = DataLoader(
         data, batch_sampler=batches, num_workers=workers, persistent_workers=False, collate_fn=collate,
-        pin_memory=pin_memory,
+        pin_memory=pin_memory, worker_init_fn=_outlast_signals if workers else None,
     )  # fmt: skip
     try:
         yield from loader
@@ -304,6 +305,12 @@ def _loaded(
         plain = KcdpError(error.received.rpartition("kcdp.errors.KcdpError: ")[2], error.expected, error.fix)
         error.with_traceback(None)  # its frames would keep the workers, and they end slowly when collected late
     raise plain
+
+
+def _outlast_signals(_worker: int) -> None:
+    """A worker ends when its parent says so: a signal to the whole group must not take a step's pictures away."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def evaluation_batches(data: TensorDataset, batch_size: int, workers: int = 0) -> DataLoader:

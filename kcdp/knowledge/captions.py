@@ -198,6 +198,8 @@ def captions_for(
 ) -> list[str]:  # fmt: skip
     """The caption of every picture, in the dataset's order. Every picture is decoded once, for its hash.
 
+    One that cannot be read gets any caption, unless ``measuring``: training passes over it and counts it.
+
     Args:
         dataset: whose pictures.
         files: captions file, or its path, or several of them; of two captions of a picture the first file's is taken.
@@ -205,7 +207,7 @@ def captions_for(
 
     Raises:
         KcdpError: the file misses pictures (how many, the first one, the command that fills the gap), a picture is
-            damaged, or ``measuring`` and the captions leak labels.
+            damaged and ``measuring``, or the captions leak labels and ``measuring``.
     """
     listed = [files] if isinstance(files, (str, Path, CaptionFile)) else list(files)
     opened = [file if isinstance(file, CaptionFile) else CaptionFile(file, must_exist=True) for file in listed]
@@ -213,7 +215,14 @@ def captions_for(
     held: dict[str, Caption] = {}
     for file in reversed(opened):
         held.update(file.rows)
-    rows = [held.get(picture_hash(dataset.image(index))) for index in range(len(dataset))]
+    rows: list[Caption | None] = []
+    for index in range(len(dataset)):
+        try:
+            rows.append(held.get(picture_hash(dataset.image(index))))
+        except KcdpError:
+            if measuring:
+                raise
+            rows.append(next(iter(held.values()), None))
     missing = [index for index, row in enumerate(rows) if row is None]
     if missing:
         name = captions.captioners[0].split()[0] if captions.captioners else "NAME"

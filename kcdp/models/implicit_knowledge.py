@@ -108,7 +108,12 @@ def distillation_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Te
 
     Returns:
         scalar, the mean over tokens; 0 where the two are equal.
+
+    Raises:
+        ValueError: the two differ in shape.
     """
+    if predicted.shape != target.shape:
+        raise ValueError(f"predicted tokens {tuple(predicted.shape)} and their goal {tuple(target.shape)} differ")
     predicted, target = predicted.float(), target.detach().float()
     unit = target.square().mean(dim=2, keepdim=True).sqrt()
     unit = torch.maximum(unit, 1e-3 * unit.mean()).clamp_min(1e-12)

@@ -96,6 +96,9 @@ class Kadap(EmotionNetwork):
         """
         if latents is None:
             latents = self.encode(images)
+        shared = len(knowledge) == 1 < len(latents) if knowledge is not None else (
+            isinstance(self.knowledge, ConstantKnowledge)
+        )  # fmt: skip
         knowledge = self._knowledge(latents, knowledge)
         levels = self.features.decode(latents, knowledge)
         v = pool_levels(self.pyramid(levels))
@@ -104,7 +107,7 @@ class Kadap(EmotionNetwork):
         moe = self.moe(joined)
         seen = joined[:, : v.shape[1]]
         alignment = self.alignment(seen, knowledge) if align and self.alignment is not None else None
-        return NetworkOutput(moe.logits, v, moe, knowledge, levels, alignment)
+        return NetworkOutput(moe.logits, v, moe, knowledge, levels, alignment, shared)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [N, H, W, 3] to latents [N, C, h, w]: all that the autoencoder's part of the work is."""

@@ -24,6 +24,7 @@ class NetworkOutput:
         knowledge: [N or 1, T, W], the knowledge tokens that were used; None where there are none.
         levels: the diffusion levels by name, fine to coarse; empty where there are none.
         alignment: the six prompts' scores, where they were asked for.
+        shared_knowledge: whether one set of knowledge tokens serves all pictures, so that ``knowledge`` has one row.
     """
 
     logits: torch.Tensor
@@ -32,6 +33,7 @@ class NetworkOutput:
     knowledge: torch.Tensor | None = None
     levels: dict[str, torch.Tensor] = field(default_factory=dict)
     alignment: AlignmentOutput | None = None
+    shared_knowledge: bool = False
 
 
 class EmotionNetwork(nn.Module, ABC):

@@ -95,7 +95,7 @@ class PyramidTransformer(EmotionNetwork):
         stages = self.tower.forward_intermediates(scaled, intermediates_only=True)
         v = torch.cat([guide(stage, told) for guide, stage in zip(self.guides, stages, strict=True)], dim=1)
         logits = self.classifier(v)
-        return NetworkOutput(logits, v, one_expert(logits), tokens)
+        return NetworkOutput(logits, v, one_expert(logits), tokens, shared_knowledge=len(tokens) == 1)
 
     def is_backbone(self, name: str) -> bool:
         """The tower."""

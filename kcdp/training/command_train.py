@@ -75,8 +75,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         progress = trainer.run(args.stop_after)
     except KeyboardInterrupt:
-        if speaks:
+        if speaks and trainer.saved == trainer.progress.step:
             print(f"\nstopped at step {trainer.progress.step} and saved; go on with: kcdp train --resume {out}")
+        elif speaks:
+            print(f"\nstopped before step {trainer.progress.step} was saved")
         raise
     if speaks and progress.step < trainer.total_steps:
         print(f"stopped at step {progress.step} of {trainer.total_steps}, as --stop-after says; go on with: "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +17,10 @@ from kcdp.errors import KcdpError
 from kcdp.settings import TrainingConfig
 from kcdp.training.device import autocast_dtype, resolve_device
 
+T = TypeVar("T")
+
+#: What torch and Accelerate say of several processes that work as they should.
+_HARMLESS = ("Grad strides do not match bucket view strides", ".*broadcast_buffers.*")
 _PRECISION = {None: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -23,6 +29,7 @@ class Engine:
 
     Args:
         training: device and mixed precision.
+        find_unused: whether a step may leave trained parameters out; looking for them costs several processes time.
 
     Attributes:
         accelerator: Accelerate's own object.
@@ -34,18 +41,22 @@ class Engine:
         KcdpError: a device that is not there, or one that is named for several processes.
     """
 
-    def __init__(self, training: TrainingConfig) -> None:
+    def __init__(self, training: TrainingConfig, find_unused: bool = True) -> None:
         device = resolve_device(training.device)
         # Accelerate keeps its state for the process: what an earlier run in it had asked for must not stay.
         AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
         if device.index:
             torch.cuda.set_device(device)
         self.dtype = autocast_dtype(training.mixed_precision, device)
+        for harmless in _HARMLESS:
+            warnings.filterwarnings("ignore", message=harmless)
         self.accelerator = Accelerator(
             cpu=device.type == "cpu",
             mixed_precision=_PRECISION[self.dtype],
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)],
-        )
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=find_unused, broadcast_buffers=False)
+            ],
+        )  # fmt: skip
         self.share = Share(self.accelerator.process_index, self.accelerator.num_processes)
         if self.share.world > 1 and device.index is not None:
             raise KcdpError(
@@ -66,6 +77,24 @@ class Engine:
         flag = torch.tensor([float(here)], device=self.device)
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return bool(flag.item())
+
+    def together(self, action: Callable[[], T]) -> T:
+        """What ``action`` returns here; every process must ask.
+
+        Raises:
+            KcdpError: it failed here, or in another process: then as there, so that all of them end in the same way.
+        """
+        if self.share.world == 1:
+            return action()
+        found: list[T] = []
+        mistakes: list[tuple[str, str, str]] = []
+        try:
+            found.append(action())
+        except KcdpError as error:
+            mistakes.append((error.received, error.expected, error.fix))
+        if self.any(bool(mistakes)):
+            raise KcdpError(*self.collect(mistakes)[0])
+        return found[0]
 
     def collect(self, here: list[Any]) -> list[Any]:
         """The lists of all processes as one, in the order of their ranks; every process must ask."""

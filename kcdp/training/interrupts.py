@@ -6,6 +6,8 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_DEFERRED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGCHLD") if hasattr(signal, name))
+
 
 @contextmanager
 def interrupts_raise() -> Iterator[None]:
@@ -27,12 +29,14 @@ def interrupts_raise() -> Iterator[None]:
 
 @contextmanager
 def interrupts_deferred() -> Iterator[None]:
-    """Holds SIGINT and SIGTERM back until the block has ended (main thread only)."""
+    """Holds SIGINT, SIGTERM and SIGCHLD back until the block has ended (main thread only).
+
+    The last one is how torch hears of a worker that has died, and it raises at once, wherever the training stands.
+    """
     caught: list[int] = []
     try:
         before = {
-            number: signal.signal(number, lambda number, _frame: caught.append(number))
-            for number in (signal.SIGINT, signal.SIGTERM)
+            number: signal.signal(number, lambda number, _frame: caught.append(number)) for number in _DEFERRED
         }
     except ValueError:  # not the main thread: signals do not arrive here
         yield
@@ -42,8 +46,8 @@ def interrupts_deferred() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
-    if caught:
-        signal.raise_signal(caught[0])
+    for number in sorted(set(caught), key=caught.index):
+        signal.raise_signal(number)
 
 
 class Interrupted:

@@ -25,6 +25,15 @@ BASELINES: Mapping[str, str] = MappingProxyType({
 })  # fmt: skip
 
 
+def leaves_out(config: Config) -> bool:
+    """Whether a step may leave trained parameters without a gradient, which several processes have to look for.
+
+    With all experts computed at once, everything that trains of the paper's network takes part in every step.
+    """
+    model = config.model
+    return model.network != "kadap" or model.head.routing != "dense" or config.training.method in BASELINES
+
+
 def make_step(
     config: Config, class_weights: torch.Tensor, shares: torch.Tensor, model: EmotionNetwork, adapts: bool
 ) -> Step:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 
 from kcdp.config import Config
@@ -25,11 +27,14 @@ def open_pictures(config: Config) -> tuple[Pictures, TextEncoder | None]:
     """
     data, training, text = config.data, config.training, config.model.text
     source = open_datasets(data.source, split="train")
-    validation = open_datasets(data.validation or _validation_of(data.source), split="val")
+    validation = _open_validation(data.validation, data.source)
     for name, dataset in (("source", source), ("validation", validation)):
         _require_labels(name, dataset)
     target = open_datasets(data.target, split="train") if data.target else None
     reader = KnowledgeReader(config) if data.captions else None
+
+    if target is not None and reader is not None:
+        _warn_of_labels(reader, target)
 
     def tensors(dataset: ImageDataset, prefix: str, augmentation: str, strong: str = "") -> TensorDataset:
         knowledge = None
@@ -47,6 +52,27 @@ def open_pictures(config: Config) -> tuple[Pictures, TextEncoder | None]:
         None if target is None else tensors(target, text.target_prefix, training.augmentation, strong),
     )
     return pictures, None if reader is None else reader.encoder
+
+
+def _warn_of_labels(reader: KnowledgeReader, target: ImageDataset) -> None:
+    leaking = [file for file in reader.files if file.leaks_labels]
+    keys = {sample.key for sample in target.samples}
+    told = sum(row.leaks_labels and row.key in keys for file in leaking for row in file)
+    if told and os.environ.get("RANK", "0") == "0":  # of several processes, one speaks
+        print(f"warning: {told} captions of the target may hold its labels: pseudo-labels can read them there, so no "
+              "accuracy on these pictures counts", file=sys.stderr)  # fmt: skip
+
+
+def _open_validation(named: Sequence[str], source: Sequence[str]) -> ImageDataset:
+    if named:
+        return open_datasets(named, split="val")
+    try:
+        return open_datasets(_validation_of(source), split="val")
+    except KcdpError as error:
+        told = "--validation" in f"{error.expected}{error.fix}"
+        raise KcdpError(
+            error.received, error.expected, error.fix if told else "name validation pictures: --validation SPEC"
+        ) from None
 
 
 def _validation_of(source: Sequence[str]) -> Sequence[str]:

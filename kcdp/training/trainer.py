@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,11 @@ from kcdp.training.engine import Engine
 from kcdp.training.interrupts import Interrupted, interrupts_deferred, interrupts_raise
 from kcdp.training.latent_cache import cached_pictures
 from kcdp.training.log import RunLog
-from kcdp.training.methods import make_step
+from kcdp.training.methods import leaves_out, make_step
 from kcdp.training.progress import Pictures, Progress, batch_sizes, read_progress
 from kcdp.training.schedule import class_shares, class_weights, make_optimizer, set_learning_rate
 from kcdp.training.steps.step import StepResult, rightness
-from kcdp.training.unreadable import check_unreadable, keys_of, note_unreadable, passed_over
+from kcdp.training.unreadable import check_unreadable, keys_of, note_unreadable, passed_over, still_unreadable
 from kcdp.training.validation import validation_metrics
 
 #: Folder of a run: the adapters of ``best.safetensors`` in peft's format, for other programs.
@@ -88,7 +88,7 @@ class Trainer:
     ) -> None:
         training = config.training
         self.config, self.pictures, self.out = config, pictures, out
-        self.engine = engine or Engine(training)
+        self.engine = engine or Engine(training, find_unused=leaves_out(config))
         self.device, self.dtype = self.engine.device, self.engine.dtype
         self.batch_sizes = batch_sizes(config, pictures, self.engine.share.world)
         self.model = build_model(config, text, None if resume is None else resume.model)
@@ -119,6 +119,8 @@ class Trainer:
         if training.max_steps:
             self.total_steps = min(self.total_steps, training.max_steps)
         self.validate_every = training.validate_every or self.per_epoch
+        #: The step that ``last.safetensors`` is of; -1: there is none of this run yet.
+        self.saved = self.progress.step if resume is not None else -1
         self._logged = (0.0, 0.0)
         self.log = RunLog(out, 0, tensorboard=False, silent=True)  # of a run that has not begun
         make_folder(out)
@@ -141,21 +143,17 @@ class Trainer:
         first, until = self.progress.step, min(self.total_steps, stop_after or self.total_steps)
         if self.config.training.cache_latents and (first < until or self._validation_due()):
             self._cache_latents()
-        batches = self.batches()
-        silent = None if self.engine.is_main else True  # None: only on a terminal
-        self.log = RunLog(
-            self.out, first, tensorboard=self.config.training.tensorboard, silent=not self.engine.is_main
-        )  # fmt: skip
-        self._logged = (self.progress.seconds, self.progress.waiting)
-        bar = tqdm(
-            total=self.total_steps, initial=first, unit="step", desc="train", smoothing=0.05, disable=silent
-        )  # fmt: skip
-        interrupted = Interrupted()
-        with bar, ExitStack() as stack:
-            stack.callback(self.log.close)
-            alone = self.engine.share.world == 1
+        batches, alone, interrupted = self.batches(), self.engine.share.world == 1, Interrupted()
+        self._logged = self._clock()
+        with ExitStack() as stack:
             stack.enter_context(interrupts_raise() if alone else interrupted.watching())
             try:
+                self._recheck_unreadable()
+                self._begin_log(stack, first)
+                silent = None if self.engine.is_main else True  # None: only on a terminal
+                bar = stack.enter_context(tqdm(
+                    total=self.total_steps, initial=first, unit="step", desc="train", smoothing=0.05, disable=silent
+                ))  # fmt: skip
                 if self._validation_due():  # an interrupt had come before it
                     self.validate()
                 while self.progress.step < until:
@@ -170,6 +168,15 @@ class Trainer:
                 if self.progress.step > first or isinstance(error, KeyboardInterrupt):
                     self.save_last()
                 raise
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                with suppress(RuntimeError), interrupts_deferred():  # torch says it again when the block ends
+                    self.save_last()
+                raise KcdpError(
+                    f"a process that reads pictures has died ({str(error).splitlines()[0]})",
+                    f"memory for {self.workers} of them", "lower training.workers; the run was saved: --resume goes on",
+                ) from None  # fmt: skip
             if self.progress.step != self.progress.validated:  # a validation has saved it
                 self.save_last()
         return self.progress
@@ -184,9 +191,15 @@ class Trainer:
             self.save_last()
             raise
 
+    def _begin_log(self, stack: ExitStack, step: int) -> None:
+        self.log = RunLog(
+            self.out, step, tensorboard=self.config.training.tensorboard, silent=not self.engine.is_main
+        )  # fmt: skip
+        stack.callback(self.log.close)
+
     def _timed_step(self, batches: Iterator[tuple[Item, Item | None]], bar: tqdm, until: int) -> None:
         started = time.perf_counter()
-        source, target = next(batches)
+        source, target = self.engine.together(lambda: next(batches))
         arrived = time.perf_counter()
         with interrupts_deferred() if self.engine.share.world == 1 else ExitStack():
             losses = self.train_step(source, target)  # weights, statistics, optimiser and step change together
@@ -285,8 +298,11 @@ class Trainer:
 
     def save_last(self) -> None:
         """Everything needed to go on from here."""
-        if not self.engine.is_main:
-            return
+        if self.engine.is_main:
+            self._save_last()
+        self.saved = self.progress.step
+
+    def _save_last(self) -> None:
         parts = {"step": self.step.state_dict()}
         if self.average is not None:
             parts["average"] = trainable_state(self.average)
@@ -336,7 +352,9 @@ class Trainer:
     def _diverged(self, loss: float, batch: dict[str, Item | None]) -> None:
         """Raises DivergedError, with the batch in the log and its first pictures in the message."""
         data, step = self.pictures.domains(), self.progress.step + 1
-        keys = {name: keys_of(item, data[name]) for name, item in batch.items() if item is not None}
+        keys = {
+            name: self.engine.collect(keys_of(item, data[name])) for name, item in batch.items() if item is not None
+        }  # fmt: skip
         self._log({"step": step, "diverged": keys})
         named = "; ".join(f"{name} {', '.join(found[:3])}" + (f" and {len(found) - 3} more" if len(found) > 3 else "")
                           for name, found in keys.items())  # fmt: skip
@@ -345,6 +363,13 @@ class Trainer:
             f"start a new run with a lower training.learning_rate (now {self.config.training.learning_rate}); the "
             "whole batch is in log.jsonl",
         )  # fmt: skip
+
+    def _recheck_unreadable(self) -> None:
+        """A resumed run counts only what still cannot be read."""
+        data = self.pictures.domains()
+        for name, known in self.progress.skipped.items():
+            known[:] = still_unreadable(data[name], known)
+            check_unreadable(data[name], known)
 
     def _note_unreadable(self, items: dict[str, Item]) -> None:
         data, share = self.pictures.domains(), self.engine.share

@@ -59,11 +59,26 @@ def note_unreadable(data: TensorDataset, places: Iterable[int], known: list[str]
 def check_unreadable(data: TensorDataset, known: list[str]) -> None:
     """Raises KcdpError: more than 1 % of a dataset's pictures cannot be read."""
     if len(known) > LIMIT * len(data):
+        place = next(index for index, sample in enumerate(data.dataset.samples) if sample.key == known[0])
         raise KcdpError(
             f"{len(known)} of the {len(data)} pictures of {data.dataset.name!r} cannot be read, the first is "
             f"{known[0]}",
-            "at most 1 %", f"look at them with: kcdp data check '{data.dataset.name}'",
+            "at most 1 %", f"look at them with: kcdp data check '{data.dataset.name_of(place)}'",
         )  # fmt: skip
+
+
+def still_unreadable(data: TensorDataset, known: list[str]) -> list[str]:
+    """Of the keys that a run had found, those that still cannot be read when it is resumed."""
+    places = {sample.key: place for place, sample in enumerate(data.dataset.samples)}
+    return [key for key in known if key in places and not _readable(data, places[key])]
+
+
+def _readable(data: TensorDataset, place: int) -> bool:
+    try:
+        data.dataset.image(place)
+        return True
+    except KcdpError:
+        return False
 
 
 def _reason(data: TensorDataset, place: int) -> str:

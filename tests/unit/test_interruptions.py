@@ -13,9 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
-from tiny_runs import equal, fails, open_tiny, rows, state, tiny, train_arguments
+from tiny_runs import command, equal, fails, open_tiny, rows, state, tiny, train_arguments
 
 import kcdp.training.trainer as trainer_module
 import kcdp.training.validation as validation_module
@@ -186,3 +187,67 @@ def test_a_real_sigterm_saves_what_an_undisturbed_run_has_at_that_step(tmp_path,
     assert saved.config == whole.config
     whole.run(stop_after=step)
     assert equal(state(make("run", *settings, resume=saved)), state(whole))
+
+
+def children() -> list[int]:
+    """The processes that read pictures."""
+    found = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child.pid for child in found if not any("resource_tracker" in word for word in child.cmdline())]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_step(make, tmp_path, number):
+    trainer = make("run", "training.workers=2")
+    step = trainer.train_step
+
+    def interrupted(*batches: Any) -> dict[str, float]:
+        if trainer.progress.step == 2:
+            workers = children()
+            assert len(workers) >= 2
+            for worker in workers:
+                os.kill(worker, number)
+            time.sleep(0.2)
+            signal.raise_signal(number)
+        return step(*batches)
+
+    trainer.train_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert trainer.saved == 3 == load_checkpoint(tmp_path / "run" / LAST).progress["step"]
+
+
+def test_a_worker_that_dies_ends_the_run_saved(make, tmp_path):
+    trainer = make("run", "training.workers=2")
+    step = trainer.train_step
+
+    def killing(*batches: Any) -> dict[str, float]:
+        if trainer.progress.step == 2:
+            os.kill(children()[0], signal.SIGKILL)
+            time.sleep(0.2)
+        return step(*batches)
+
+    trainer.train_step = killing
+    message = fails(trainer.run)
+    assert message.startswith("a process that reads pictures has died (DataLoader worker (pid")
+    assert message.endswith(
+        "expected memory for 2 of them; lower training.workers; the run was saved: --resume goes on"
+    )
+    saved = load_checkpoint(tmp_path / "run" / LAST).progress["step"]
+    assert saved == trainer.progress.step == trainer.saved == 3  # the step at hand was done
+
+
+def test_only_what_was_saved_is_called_saved(make, tmp_path, capsys, monkeypatch):
+    def stopped(_self: Trainer, _stop: int | None = None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "run", stopped)
+    status, out, error = command(capsys, *train_arguments(tmp_path / "run"))
+    assert status == 130 and out.endswith("\nstopped before step 0 was saved\n") and error == "kcdp: interrupted"
+
+
+def test_an_interrupt_before_the_first_step_is_saved(make, tmp_path, monkeypatch):
+    trainer = make("run")
+    monkeypatch.setattr(trainer, "_begin_log", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert trainer.saved == 0 == load_checkpoint(tmp_path / "run" / LAST).progress["step"]

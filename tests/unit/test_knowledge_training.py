@@ -13,6 +13,7 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 from test_text_encoder import small_clip, write_folder
 from tiny_runs import BASE, SOURCE, TARGET, command, rows, train_arguments, trainer_of, write_captions
 
+from kcdp.cli import main
 from kcdp.config import load_config
 from kcdp.knowledge.captions import CaptionFile
 from kcdp.training.checkpoint import load_checkpoint
@@ -313,3 +314,16 @@ def test_a_changed_caption_is_encoded_again_and_nothing_twice(captions, tmp_path
     assert not set(first) & set(second) and len(second) == len(set(second))
     used = [row["caption"] for row in changed if row["caption"] in second]
     assert len(used) > 20, "the target's training pictures"
+
+
+def test_captions_that_hold_a_target_s_labels_are_warned_of(tmp_path, captions, capsys):
+    leaking = tmp_path / "leaking.jsonl"
+    lines = [json.loads(line) for line in Path(captions[1]).read_text(encoding="utf-8").splitlines()]
+    leaking.write_text("".join(json.dumps(row | {"leaks_labels": True}) + "\n" for row in lines), encoding="utf-8")
+    for name, told, warned in (("leaking", leaking, True), ("clean", captions[1], False)):
+        capsys.readouterr()
+        arguments = train_arguments(tmp_path / name, "training.max_steps=1")
+        assert main([str(a) for a in (*arguments, *adaptation([captions[0], str(told)]))]) == 0
+        said = capsys.readouterr().err
+        line = "26 captions of the target may hold its labels: pseudo-labels can read them there, so no accuracy on"
+        assert (line in said) is warned

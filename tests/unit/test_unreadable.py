@@ -12,7 +12,9 @@ from tiny_runs import STEPS_PER_EPOCH, command, equal, fails, rows, state, tiny,
 
 from kcdp.data.dataset import ImageDataset, Sample
 from kcdp.data.loader import Item, TensorDataset
+from kcdp.data.mixture import Mixture
 from kcdp.errors import KcdpError
+from kcdp.knowledge.captions import Caption, CaptionFile, captions_for, picture_hash
 from kcdp.labels import LABELS
 from kcdp.training.checkpoint import LAST, load_checkpoint
 from kcdp.training.progress import Pictures
@@ -143,3 +145,36 @@ def test_a_target_is_watched_too(tmp_path):
     pictures = Pictures(tensors(48), TensorDataset(Broken(6, ()), config.preprocess), tensors(120, 5))
     run = Trainer(config, pictures, tmp_path / "run")
     assert run.run(stop_after=15).skipped == {"source": [], "target": ["5.png"]}
+
+
+def test_a_resumed_run_counts_what_still_cannot_be_read(tmp_path):
+    trainer(tmp_path / "run", 7).run(stop_after=25)
+    mended = trainer(tmp_path / "run", resume=tmp_path / "run")
+    assert mended.run(stop_after=26).skipped == {"source": []}
+
+
+def test_resuming_does_not_go_round_the_limit(tmp_path):
+    broken = range(0, 200, 40)
+    first = fails(trainer(tmp_path / "run", *broken).run)
+    again = trainer(tmp_path / "run", *broken, resume=tmp_path / "run")
+    step = again.progress.step
+    assert fails(again.run) == first and again.progress.step == step
+
+
+def test_of_a_mixture_the_part_is_named(tmp_path):
+    one, two = (Broken(150, broken) for broken in ((), (1, 2, 3, 4)))
+    one.name, two.name = "folder:one", "folder:two"
+    data = TensorDataset(Mixture([one, two]), tiny().preprocess)
+    message = fails(lambda: check_unreadable(data, ["1/1.png", "1/2.png", "1/3.png", "1/4.png"]))
+    assert message.endswith("1/1.png; expected at most 1 %; look at them with: kcdp data check 'folder:two'")
+
+
+def test_a_picture_without_pixels_needs_no_caption_to_be_passed_over(tmp_path):
+    shown = Broken(12, ())
+    file = CaptionFile(tmp_path / "captions.jsonl")
+    for index in range(12):
+        if index != 3:
+            file.append(Caption(picture_hash(shown.image(index)), f"{index}.png", f"a face {index}", "test"))
+    assert len(captions_for(Broken(12, (3,)), file)) == 12
+    with pytest.raises(KcdpError, match=r"3\.png is truncated"):
+        captions_for(Broken(12, (3,)), file, measuring=True)

@@ -98,8 +98,9 @@ def gathered(output: NetworkOutput) -> NetworkOutput:
     return NetworkOutput(
         gather_rows(output.logits), gather_rows(output.v),
         MoEOutput(gather_rows(moe.logits), gather_rows(moe.gates), gather_rows(moe.chosen)),
-        knowledge if knowledge is None or len(knowledge) == 1 else gather_rows(knowledge), {},
+        knowledge if knowledge is None or output.shared_knowledge else gather_rows(knowledge), {},
         aligned and AlignmentOutput(*(gather_rows(x) for x in (aligned.similarity, aligned.text, aligned.image))),
+        output.shared_knowledge,
     )  # fmt: skip
 
 
@@ -110,9 +111,10 @@ def split_output(output: NetworkOutput, first: int) -> tuple[NetworkOutput, Netw
         aligned, moe, knowledge = output.alignment, output.moe, output.knowledge
         return NetworkOutput(
             output.logits[rows], output.v[rows], MoEOutput(moe.logits[rows], moe.gates[rows], moe.chosen[rows]),
-            knowledge if knowledge is None or len(knowledge) == 1 else knowledge[rows],
+            knowledge if knowledge is None or output.shared_knowledge else knowledge[rows],
             {name: level[rows] for name, level in output.levels.items()},
             aligned and AlignmentOutput(aligned.similarity[rows], aligned.text[rows], aligned.image[rows]),
+            output.shared_knowledge,
         )  # fmt: skip
 
     return part(slice(0, first)), part(slice(first, None))
