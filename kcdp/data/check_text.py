@@ -43,7 +43,7 @@ def _findings(check: Check) -> Iterator[str]:
         across = check.across_splits(check.same)
         yield (f"{len(check.same)} pictures are there several times, equal in every pixel ({extra} copies too many), "
                f"{len(across)} of them in more than one split:")  # fmt: skip
-        yield from _groups(check, across or check.same)
+        yield from _groups(check, _first(across, check.same))
         yield _keep_one(bool(across))
     if check.cards:
         yield f'{len(check.cards)} pictures look like a card ("picture unavailable"), under many keys:'
@@ -56,12 +56,16 @@ def _findings(check: Check) -> Iterator[str]:
         labels = sum(len(check.labels_of(group)) > 1 for group in photographs)
         yield (f"{len(photographs)} pictures are there several times in other sizes or compressions, "
                f"{len(across)} of them in more than one split, {labels} with different labels:")  # fmt: skip
-        yield from _groups(check, across or photographs)
+        yield from _groups(check, _first(across, photographs))
         yield _keep_one(bool(across))
     for split, names in check.absent.items():
         yield f"{'the dataset' if split == 'all' else split} has no picture of {', '.join(names)}"
     if check.absent:
         yield "- nothing can be learned or measured there for these classes"
+
+
+def _first(worst: Sequence[tuple[int, ...]], groups: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    return [*worst, *(group for group in groups if group not in worst)]
 
 
 def _keep_one(across: bool) -> str:

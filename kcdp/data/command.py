@@ -154,7 +154,8 @@ def describe(dataset: ImageDataset) -> str:
     lines = [f"{dataset.name}: {len(dataset)} pictures ({origin})", _row("", [*SPLITS, "all"])]
     lines += [_row(name, [*row, sum(row)]) for name, row in rows]
     if dropped := getattr(dataset, "dropped", 0):
-        lines.append(f"{dropped} pictures of a class outside the six left out")
+        whose = "of the six emotions" if "neutral=only" in dataset.name else "of a class outside the six"
+        lines.append(f"{dropped} pictures {whose} left out")
     groups = Counter(sample.group for sample in dataset.samples)
     labelled = Counter(sample.group for sample in dataset.samples if sample.label is not None)
     lines += [f"group {name}: {groups[name]} pictures, {labelled[name]} labelled" for name in groups if name]

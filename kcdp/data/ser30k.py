@@ -55,7 +55,8 @@ def _sample(row: Any, split: str, where: str) -> Sample:
     text = row.get("text")
     if not isinstance(text, (str, type(None))):
         raise KcdpError(f"{where}: text is {shown(text)}", "a text or null")
-    if not isinstance(row["anno"], int):
-        raise KcdpError(f"{where}: anno is {shown(row['anno'])}", "a whole number from 1 to 7")
+    anno = int(row["anno"]) if isinstance(row["anno"], str) and row["anno"].isdecimal() else row["anno"]
+    if not isinstance(anno, int):
+        raise KcdpError(f"{where}: anno is {shown(anno)}", "a whole number from 1 to 7")
     folder, file = (path_below(row[field], f"{where}: {field}") for field in ("topic", "file_name"))
-    return Sample(f"Images/{folder}/{file}", class_of("ser30k", row["anno"], where), split, text=text or "")
+    return Sample(f"Images/{folder}/{file}", class_of("ser30k", anno, where), split, text=text or "")

@@ -111,6 +111,8 @@ def _read_header(header: list[str], path: Path) -> list[str]:
     names = [name.strip().lower() for name in header]
     shown = ",".join(names)[:60]
     for name in names:
+        if len(names) == 1 and (";" in name or "\t" in name):
+            raise KcdpError(f"{path} has the header {shown!r}", _HEADER, "separate the columns by commas")
         if name not in _COLUMNS:
             raise KcdpError(
                 f"{path}: column {name!r} is unknown{nearest(name, _COLUMNS)}", _HEADER, "rename it or take it out"

@@ -390,6 +390,7 @@ def test_a_broken_dataset_and_its_list(tmp_path, capsys):
         "2 pictures are there several times, equal in every pixel (2 copies too many), 1 of them in more than one "
         "split:",
         "  image/train/7.png, image/test/0.png (surprise, happy)",
+        "  image/train/0.png, image/train/0.png#2 (happy, fear)",
         "- keep one copy of each: what was trained on is measured on too",
         "train has no picture of surprise, disgust, sad, anger",
         "test has no picture of sad",

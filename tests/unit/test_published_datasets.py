@@ -252,7 +252,7 @@ EXPECTED = "an object with topic, file_name, text and anno; fetch the file again
         (["t", "a.png"], f' is ["t", "a.png"]; expected {EXPECTED}'),
         ({"topic": "t", "anno": 1}, f" has no 'file_name'; expected {EXPECTED}"),
         ({"topic": "t", "file_name": "a", "text": 3, "anno": 1}, ": text is 3; expected a text or null"),
-        ({"topic": "t", "file_name": "a", "anno": "1"}, ': anno is "1"; expected a whole number from 1 to 7'),
+        ({"topic": "t", "file_name": "a", "anno": "one"}, ': anno is "one"; expected a whole number from 1 to 7'),
         ({"topic": "t", "file_name": "a", "anno": True}, ": the class is true; expected a name or a whole number"),
         ({"topic": "t", "file_name": "a", "anno": 0}, ": ser30k: class 0 is unknown; expected one of 1, 2, 3, 4, 5, "
          "6, 7, anger, disgust, fear, happiness, neutral, sadness, surprise; rename the class or leave those pictures "
@@ -452,3 +452,12 @@ def test_the_path_after_emo8(tmp_path):
     )
     picture(tmp_path / "joy/a.png")
     assert fails(lambda: open_dataset(f"emo8:{tmp_path}")).startswith(f"{tmp_path}/joy: emo8: class 'joy' is unknown")
+
+
+def test_ser30k_numbers_as_text(ser30k):
+    want = told(open_dataset(f"ser30k:{ser30k}"))
+    for split in SPLITS:
+        path = ser30k / "Annotations" / f"{split}.json"
+        rows = [{**row, "anno": str(row["anno"])} for row in json.loads(path.read_text())["annotations"]]
+        write(path, {"annotations": rows})
+    assert told(open_dataset(f"ser30k:{ser30k}")) == want

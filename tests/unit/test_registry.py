@@ -248,6 +248,8 @@ def test_list_says_what_was_dropped(split_folder, capsys):
     Image.new("L", (1, 1)).save(split_folder / "train" / "neutral" / "n.png")
     run_command("list", f"folder:{split_folder}")
     assert "1 pictures of a class outside the six left out" in capsys.readouterr().out
+    run_command("list", f"folder:{split_folder}?neutral=only")
+    assert "4 pictures of the six emotions left out" in capsys.readouterr().out
 
 
 def test_list_check_names_damaged_pictures(split_folder, capsys):

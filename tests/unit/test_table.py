@@ -139,3 +139,12 @@ def test_what_is_no_table(tmp_path):
     message = fails(lambda: TableDataset("x", path))
     assert message.startswith(f"{path} is not UTF-8 (")
     assert message.endswith("); expected a csv file in UTF-8; save it as UTF-8")
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_columns_that_no_comma_separates(tmp_path, separator):
+    path = table(tmp_path, separator.join(("path", "label")), separator.join(("a.png", "happy")))
+    assert fails(lambda: TableDataset("x", path)) == (
+        f"{path} has the header {f'path{separator}label'!r}; expected the columns path and label, and if need be split "
+        "and group; separate the columns by commas"
+    )
