@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,14 +119,20 @@ def _balanced(row: dict[str, Any], place: int) -> list[float]:
 
 
 def _bars(axes: Any, places: np.ndarray, values: list[list[float]]) -> None:
-    """Horizontal bars of means, with a dot for each value and the mean as a number behind both."""
+    """Horizontal bars of means, with a dot for each value; behind them the mean and, of several, their deviation."""
     means = [sum(one) / len(one) for one in values]
     axes.barh(places, means, color=INKS[4], height=0.55, label="mean")
     for i, (y, mean, dots) in enumerate(zip(places, means, values, strict=True)):
         axes.plot(dots, [y] * len(dots), "o", color=INKS[0], ms=4, label="" if i else "one seed")
-        text = (f"{number(mean)}", (max(mean, *dots), y))
-        axes.annotate(*text, xytext=(7, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_xlim(0, max(0.1, 1.18 * max(max(one) for one in values)))
+        text = number(mean)
+        if len(dots) > 1:
+            spread = statistics.stdev(dots)
+            text = f"mean {number(mean)} ± {number(spread)}"
+            axes.errorbar(mean, y, xerr=spread, color=INKS[0], capsize=4, linewidth=1)
+        end = max(mean + (spread if len(dots) > 1 else 0), *dots)
+        axes.annotate(text, (end, y), xytext=(7, 0), textcoords="offset points", va="center", fontsize=8)
+    room = 1.6 if max(map(len, values)) > 1 else 1.18
+    axes.set_xlim(0, max(0.1, room * max(max(one) for one in values)))
 
 
 def _folded(name: str) -> str:
