@@ -1,0 +1,94 @@
+"""From a PyTorch module to an ONNX file, once with features as extra outputs and once without."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from kcdp.bundle import MODEL
+from kcdp.errors import KcdpError
+from kcdp.export.device.model import DeviceModel
+
+#: The newest operator set that older TensorRT, browsers and NPUs read.
+OPSET = 20
+#: Weights of an instrumented graph and of the shipped one: the same file, where it is a file of its own.
+WEIGHTS = f"{MODEL}.data"
+#: Above this many bytes of weights, they go to that file (protobuf ends at 2 GiB).
+INLINE_LIMIT = (2 << 30) - (64 << 20)
+MAX_BATCH = 4096
+
+
+def trace(model: DeviceModel, size: int, *, opset: int = OPSET, batch: int | None = None) -> ir.Model:
+    """A graph with all outputs of ``DeviceModel.output_names``.
+
+    Args:
+        size: side of the pictures.
+        batch: a fixed number of pictures; None: free, an axis called "batch".
+
+    Raises:
+        KcdpError: torch's exporter cannot express the model; its reason is in the message.
+    """
+    generator = torch.Generator().manual_seed(0)
+    count = 2 if batch is None else batch
+    example = model.scaled(torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator))
+    arguments, names = [example], ["images"]
+    if model.takes_knowledge:
+        arguments.append(torch.randn(count, *model.token_shape, generator=generator))
+        names.append("knowledge")
+    free = {0: torch.export.Dim("batch", min=1, max=MAX_BATCH)}
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                model, tuple(arguments), dynamo=True, opset_version=opset, verbose=False,
+                input_names=names, output_names=list(model.output_names),
+                dynamic_shapes=None if batch is not None else tuple(free for _ in arguments),
+            )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise KcdpError(f"torch's exporter failed: {reason}", fix="report this configuration") from error
+    assert program is not None
+    graph = program.model
+    _name_free_axis(graph.graph)
+    return graph
+
+
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Write a graph, its weights inside while they fit, else in ``WEIGHTS`` beside it."""
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    ir.save(model, path, external_data=WEIGHTS if weights > INLINE_LIMIT else None)
+
+
+def keep_outputs(model: ir.Model, outputs: Sequence[str], metadata: Mapping[str, str]) -> None:
+    """Leave only some outputs, and drop what served the others alone; in place.
+
+    Args:
+        outputs: names of the outputs to keep.
+        metadata: text stored inside the file.
+    """
+    kept = [value for value in model.graph.outputs if value.name in outputs]
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(kept)
+    RemoveUnusedNodesPass()(model)
+    model.graph.name = "kcdp"
+    model.metadata_props.update(metadata)
+
+
+def manifest_metadata(manifest: Mapping[str, object]) -> dict[str, str]:
+    """What a graph says of itself: the manifest without what is known only later."""
+    text = {key: value for key, value in manifest.items() if key not in ("files", "parity", "digest")}
+    return {"kcdp.manifest": json.dumps(text, ensure_ascii=False)}
+
+
+def _name_free_axis(graph: ir.Graph) -> None:
+    """The exporter may invent names for the batch axis of outputs; call it "batch" throughout."""
+    for value in (*graph.inputs, *graph.outputs):
+        shape = value.shape
+        if shape is not None and not isinstance(shape[0], int):
+            value.shape = ir.Shape(["batch", *shape[1:]])
