@@ -127,9 +127,8 @@ class Transformer(nn.Module):
         """[N, C, H, W] to the same, and the wanted maps [N, H * W, T]."""
         height, width = hidden.shape[2:]
         residual, hidden = hidden, self.norm(hidden)
-        tokens = hidden.flatten(2).transpose(1, 2)
         if self.linear_projection:
-            tokens = self.proj_in(tokens)
+            tokens = self.proj_in(hidden.flatten(2).transpose(1, 2))
         else:
             tokens = self.proj_in(hidden).flatten(2).transpose(1, 2)
         maps = []

@@ -41,7 +41,7 @@ class ReferenceModel(nn.Module):
 
 
 class DeviceModel(nn.Module):
-    """The same function, its parts open to rewriting. As made here it is the published graph; see ``kcdp.export.passes``.
+    """The same function, open to rewriting. As made here it is the published graph; see ``kcdp.export.passes``.
 
     It shares the tensors of the trained model, in which it changes nothing.
 
@@ -99,6 +99,17 @@ class DeviceModel(nn.Module):
         if self.pixels is not None:
             return images
         return images.permute(0, 3, 1, 2).to(self.input_scale.dtype) * self.input_scale + self.input_shift
+
+    def run_shapes(self, size: int) -> None:
+        """Run one picture through a copy on the device "meta": nothing is computed but shapes."""
+        images = torch.empty(1, size, size, 3, dtype=torch.uint8, device="meta")
+        if self.pixels is None:
+            images = torch.empty(1, 3, size, size, dtype=self.input_scale.dtype, device="meta")
+        knowledge = None
+        if self.takes_knowledge:
+            knowledge = torch.empty(1, *self.token_shape, dtype=self.input_scale.dtype, device="meta")
+        with torch.no_grad():
+            self(images, knowledge)
 
 
 class MeanToken(nn.Module):

@@ -1,11 +1,11 @@
-"""Attention without probabilities wherever no map is wanted, its scale in the queries' weights, one product for q, k, v."""
+"""Attention without probabilities wherever no map is wanted, and its scale in the queries' weights."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from kcdp.export.device.attention import Attention, KeysValues
+from kcdp.export.device.attention import Attention
 from kcdp.export.device.model import DeviceModel
 from kcdp.export.device.sharing import linear
 

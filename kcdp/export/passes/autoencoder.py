@@ -20,7 +20,7 @@ def fold_autoencoder(model: DeviceModel) -> None:
         return
     parent, name, last = _last_convolution(encoder.encoder)
     weight = last.weight
-    bias = last.bias if last.bias is not None else torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
+    bias = weight.new_zeros(weight.shape[0]) if last.bias is None else last.bias
     with torch.no_grad():
         if encoder.quant_conv is not None:
             mix = encoder.quant_conv.weight[:, :, 0, 0]

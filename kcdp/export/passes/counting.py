@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,7 +19,7 @@ class Counts:
     Attributes:
         operators: torch operators that compute or copy; views do not count.
         parameters: numbers among weights and constants.
-        gflops: 1e9 operations of convolutions, matrix products and attention; a multiplication with its addition is two.
+        gflops: 1e9 operations of convolutions, products and attention; a multiplication with its addition is two.
         megabytes: 1e6 bytes of weights and constants.
     """
 
@@ -49,16 +48,9 @@ def count(model: DeviceModel, size: int) -> Counts:
     """
     shapes = share(model, "meta")
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
-    images = torch.empty(1, size, size, 3, dtype=torch.uint8, device="meta")
-    shapes.input_scale, shapes.input_shift = model.input_scale.to("meta"), model.input_shift.to("meta")
-    knowledge = None
-    if model.takes_knowledge:
-        knowledge = torch.empty(1, *model.token_shape, dtype=model.input_scale.dtype, device="meta")
     operators, flops = _Operators(), FlopCounterMode(display=False)
-    with torch.no_grad():
-        images = shapes.scaled(images)
-        with flops, operators:
-            shapes(images, knowledge)
+    with flops, operators:
+        shapes.run_shapes(size)
     return Counts(
         operators.count, sum(t.numel() for t in tensors), flops.get_total_flops() / 1e9,
         sum(t.numel() * t.element_size() for t in tensors) / 1e6,

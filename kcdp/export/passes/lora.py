@@ -20,5 +20,6 @@ def merge_adapters(model: DeviceModel) -> None:
         base = layer.get_base_layer()
         weight = base.weight + layer.get_delta_weight(layer.active_adapters[0]).to(base.weight.dtype)
         if weight.device.type != "meta" and not torch.isfinite(weight).all():
-            raise KcdpError(f"{name} merged with its LoRA is not finite", "finite weights", "take an earlier checkpoint")
+            fix = "take an earlier checkpoint"
+            raise KcdpError(f"{name} merged with its LoRA is not finite", "finite weights", fix)
         model.set_submodule(name, linear(weight, base.bias))

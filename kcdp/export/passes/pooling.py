@@ -6,6 +6,8 @@ the first and last column, and the four corners; nearest up-sampling by 2 leaves
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -19,6 +21,7 @@ REGIONS = tuple((row, column) for row in ("all", 0, 1) for column in ("all", 0, 
 
 def region_matrix(height: int, width: int, dtype: torch.dtype) -> torch.Tensor:
     """[height * width, 9]: a picture's cells times it are its nine region means."""
+
     def axis(length: int) -> dict[str | int, torch.Tensor]:
         eye = torch.eye(length, dtype=dtype)
         return {"all": torch.full((length,), 1.0 / length, dtype=dtype), 0: eye[0], 1: eye[-1]}
@@ -109,8 +112,8 @@ def collapse_pyramid(model: DeviceModel, size: int) -> None:
     if not isinstance(head, PlainHead):
         return
     strides = [int(name[1:]) for name in head.names]
-    if any(size % stride for stride in strides) or any(b != 2 * a for a, b in zip(strides, strides[1:], strict=False)):
-        raise KcdpError(f"levels of strides {strides} at {size} px", "each twice the one before and a divisor of the size")
+    if any(size % stride for stride in strides) or any(b != 2 * a for a, b in pairwise(strides)):
+        raise KcdpError(f"levels of strides {strides} at {size} px", "each twice the one before, divisors of the size")
     cells = {name: (size // stride, size // stride) for name, stride in zip(head.names, strides, strict=True)}
     with torch.no_grad():
         model.head = PooledHead(head, cells)

@@ -19,6 +19,7 @@ from kcdp.export.passes.lora import merge_adapters
 from kcdp.export.passes.pixels import take_pixels
 from kcdp.export.passes.pooling import collapse_pyramid
 from kcdp.export.passes.timestep import fold_timestep
+from kcdp.export.passes.winograd import filter_minimally
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,12 @@ class PassOptions:
     Attributes:
         size: side of the pictures.
         kernel: form of attention without maps; see ``kcdp.export.device.attention.Attention``.
+        winograd: 3x3 convolutions by minimal filtering, for targets whose runtimes do not choose such themselves.
     """
 
     size: int
     kernel: str = "products"
+    winograd: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ PASSES: tuple[ExactPass, ...] = (
     ExactPass("attention", "no probabilities where no map is wanted", lambda m, o: lean_attention(m, o.kernel)),
     ExactPass("pyramid", "pyramid and pooling as region means", lambda m, o: collapse_pyramid(m, o.size)),
     ExactPass("experts", "experts in one product, answers gathered", lambda m, o: gather_experts(m)),
+    ExactPass(
+        "winograd",
+        "large 3x3 convolutions by minimal filtering",
+        lambda m, o: filter_minimally(m, o.size) if o.winograd else None,
+    ),
 )
 NAMES = (*(exact.name for exact in PASSES), DEAD_BRANCHES)
 
