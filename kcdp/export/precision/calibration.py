@@ -1,0 +1,273 @@
+"""What activations hold on real pictures: which pictures, and ranges measured on them in bounded memory.
+
+Nothing is copied out of the graph but its extremes and a sample: at Stable Diffusion 1.5's size the activations of one
+picture are more than a gigabyte. One pass gives the range by every method of ``METHODS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from tqdm import tqdm
+
+from kcdp.data.dataset import ImageDataset
+from kcdp.data.registry import open_dataset, open_datasets
+from kcdp.errors import KcdpError, require
+from kcdp.export.precision.layers import add_constant
+from kcdp.settings import DataConfig
+
+#: Pictures to calibrate on, and how many of them are held out to choose by; few where a picture takes seconds.
+PICTURES, PICTURES_OF_LARGE = 96, 12
+HELD_OUT = 1 / 3
+#: A model of more bytes of weights is large.
+LARGE = 1 << 29
+#: Numbers kept of each value over all pictures.
+SAMPLES = 1 << 17
+#: Weights of at least so many bytes are handed to a session as they lie in memory or on disk.
+SHARED_BYTES = 1 << 12
+
+#: One run's inputs by name.
+Feed = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Smallest and largest value."""
+
+    low: float
+    high: float
+
+
+def calibration_pictures(spec: str | None, data: DataConfig, count: int = PICTURES) -> ImageDataset:
+    """Pictures to calibrate on: those of ``spec``, else the run's own training pictures, spread evenly over them.
+
+    Args:
+        spec: a dataset string.
+        data: of the run; its validation and test pictures are not touched.
+
+    Raises:
+        KcdpError: the training pictures cannot be opened, or there are none.
+    """
+    if spec is not None:
+        pictures = open_dataset(spec)
+    else:
+        try:
+            pictures = open_datasets(
+                (*data.source, *data.target) if not _weighted(data) else data.source, split="train"
+            )
+        except KcdpError as error:
+            raise KcdpError(
+                f"the run's training pictures cannot be opened ({error.received})",
+                fix="name pictures to calibrate on with --calibration SPEC",
+            ) from None
+    if not len(pictures):
+        raise KcdpError("no pictures to calibrate on", "at least one", "name some with --calibration SPEC")
+    places = np.unique(np.linspace(0, len(pictures) - 1, min(count, len(pictures))).round().astype(int))
+    return pictures.subset([int(place) for place in places])
+
+
+def _weighted(data: DataConfig) -> bool:
+    """A mixture has weights throughout or nowhere; source and target may differ in that."""
+    return len({"weight=" in text for text in (*data.source, *data.target)}) > 1
+
+
+def leave_out(images: np.ndarray, checked: np.ndarray) -> np.ndarray:
+    """Pictures, uint8 [N, S, S, 3], without those that are in ``checked`` to the byte.
+
+    Raises:
+        KcdpError: none is left.
+    """
+    seen = {image.tobytes() for image in checked}
+    kept = [i for i, image in enumerate(images) if image.tobytes() not in seen]
+    if not kept:
+        raise KcdpError(
+            "all pictures to calibrate on are among those that the result is checked on", "others",
+            "name others with --calibration SPEC",
+        )  # fmt: skip
+    return images[kept]
+
+
+def split_feeds(inputs: Feed, batch: int = 8) -> tuple[list[Feed], list[Feed]]:
+    """Batches to calibrate on and batches held out, every third picture.
+
+    Args:
+        inputs: by name, N rows each; those of one row go with every batch.
+    """
+    count = max(len(array) for array in inputs.values())
+    held = np.arange(count) % round(1 / HELD_OUT) == 1
+    if not held.any():  # a single picture has to serve for both
+        return feeds_of(inputs, batch), feeds_of(inputs, batch)
+    return tuple(
+        feeds_of({name: a if len(a) != count else a[part] for name, a in inputs.items()}, batch)
+        for part in (~held, held)
+    )  # type: ignore[return-value]
+
+
+def feeds_of(inputs: Feed, batch: int) -> list[Feed]:
+    """Rows in batches; inputs of one row go with every batch."""
+    count = max(len(array) for array in inputs.values())
+    return [
+        {name: a[start : start + batch] if len(a) == count else a for name, a in inputs.items()}
+        for start in range(0, count, batch)
+    ]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What values held.
+
+    Attributes:
+        extremes: value name -> exact smallest and largest.
+        samples: value name -> float32 [n], drawn at random places.
+    """
+
+    extremes: Mapping[str, Interval]
+    samples: Mapping[str, np.ndarray]
+
+    def ranges(self, method: str, levels: int = 256) -> dict[str, Interval]:
+        """Ranges by a method of ``METHODS``.
+
+        Args:
+            levels: how many numbers the integers can tell apart.
+        """
+        choose = METHODS[method]
+        return {name: choose(self.extremes[name], self.samples[name], levels) for name in self.extremes}
+
+
+def collect(
+    model: ir.Model, names: Collection[str], feeds: Iterable[Feed], *, samples: int = SAMPLES, progress: bool = False
+) -> Calibration:
+    """Run a graph and keep the extremes and samples of some of its float32 values.
+
+    Raises:
+        KcdpError: a value does not exist, or it was not finite.
+    """
+    feeds, order = list(feeds), sorted(names)
+    if not order:
+        return Calibration({}, {})
+    probe = model.clone()
+    values = {value.name: value for node in probe.graph for value in node.outputs}
+    values.update({value.name: value for value in probe.graph.inputs})
+    missing = [name for name in order if name not in values]
+    if missing:
+        raise KcdpError(f"the graph has no value {missing[0]!r}", fix="calibrate the graph that is quantised")
+    _measure(probe.graph, [values[name] for name in order], -(-samples // len(feeds)))
+    session = open_session(probe)
+    low, high, kept = np.full(len(order), np.inf), np.full(len(order), -np.inf), []
+    for feed in tqdm(feeds, desc="calibration", disable=not progress, leave=False):
+        lows, highs, drawn = session.run(["kcdp.low", "kcdp.high", "kcdp.drawn"], dict(feed))
+        low, high = np.minimum(low, lows), np.maximum(high, highs)
+        kept.append(drawn)
+    broken = [name for name, a, b in zip(order, low, high, strict=True) if not (np.isfinite(a) and np.isfinite(b))]
+    if broken:
+        raise KcdpError(f"{broken[0]!r} is not finite on the calibration pictures", fix="check the model and pictures")
+    drawn = np.concatenate(kept, axis=1)
+    extremes = {name: Interval(float(a), float(b)) for name, a, b in zip(order, low, high, strict=True)}
+    return Calibration(extremes, dict(zip(order, drawn, strict=True)))
+
+
+def _measure(graph: ir.Graph, values: Sequence[ir.Value], samples: int) -> None:
+    """Three outputs for all values together: smallest [V], largest [V], numbers from random places [V, samples]."""
+    places = np.sort(np.random.default_rng(0).random(samples))
+    where = add_constant(graph, "kcdp.places", places)
+    row = add_constant(graph, "kcdp.row", np.array([1, -1], np.int64))
+    flat = add_constant(graph, "kcdp.flat", np.array([-1], np.int64))
+    columns: dict[str, list[ir.Value]] = {"kcdp.low": [], "kcdp.high": [], "kcdp.drawn": []}
+
+    def apply(kind: str, inputs: list[ir.Value], **attributes: Any) -> ir.Value:
+        node = ir.node(kind, inputs, attributes)
+        graph.append(node)
+        return node.outputs[0]
+
+    for value in values:
+        numbers = apply("Reshape", [value, flat])
+        size = apply("Cast", [apply("Size", [numbers])], to=ir.DataType.DOUBLE)
+        index = apply("Cast", [apply("Floor", [apply("Mul", [where, size])])], to=ir.DataType.INT64)
+        columns["kcdp.low"].append(apply("Reshape", [apply("ReduceMin", [numbers], keepdims=0), flat]))
+        columns["kcdp.high"].append(apply("Reshape", [apply("ReduceMax", [numbers], keepdims=0), flat]))
+        columns["kcdp.drawn"].append(apply("Reshape", [apply("Gather", [numbers, index]), row]))
+    for name, parts in columns.items():
+        output = apply("Concat", parts, axis=0)
+        output.name, output.type = name, ir.TensorType(ir.DataType.FLOAT)
+        graph.outputs.append(output)
+
+
+def open_session(model: ir.Model, optimise: bool = True) -> Any:
+    """An ONNX Runtime session on the CPU for a graph in memory; its weights are not copied.
+
+    Args:
+        optimise: False runs the graph node by node as it is written.
+    """
+    onnxruntime = require("onnxruntime", "export")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_prepacking", "1")
+    light = model.clone()
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in light.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.nbytes >= SHARED_BYTES:
+            arrays[name] = np.ascontiguousarray(tensor.numpy())
+            value.const_value = ir.ExternalTensor(
+                "in-memory", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(arrays[name].shape), name=name
+            )
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+    options.add_external_initializers(list(arrays), values)
+    proto = ir.to_proto(light).SerializeToString()
+    return _Session(onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"]), arrays)
+
+
+class _Session:
+    """Keeps the arrays alive that a session reads."""
+
+    def __init__(self, session: Any, arrays: Mapping[str, np.ndarray]) -> None:
+        self._session, self._arrays = session, arrays
+
+    def run(self, names: Sequence[str], feed: Feed) -> list[np.ndarray]:
+        result: list[np.ndarray] = self._session.run(list(names), dict(feed))
+        return result
+
+
+def _whole(extremes: Interval, samples: np.ndarray, levels: int) -> Interval:
+    return extremes
+
+
+def _percentile(extremes: Interval, samples: np.ndarray, levels: int) -> Interval:
+    """99.99 % of the numbers, by halves."""
+    low, high = np.quantile(samples, [0.00005, 0.99995])
+    return Interval(float(low), float(high))
+
+
+def _least_error(extremes: Interval, samples: np.ndarray, levels: int) -> Interval:
+    """The range whose rounding and cutting off together make the least mean square error, one end after the other."""
+    low, high = min(extremes.low, 0.0), max(extremes.high, 0.0)
+    if high <= low:
+        return extremes
+    counts, edges = np.histogram(samples, bins=BINS, range=(low, high))
+    centres = (edges[:-1] + edges[1:]) / 2
+
+    def error(a: float, b: float) -> float:
+        outside = centres - np.clip(centres, a, b)
+        inside = ((b - a) / (levels - 1)) ** 2 / 12 * counts.sum()
+        return float((outside**2 * counts).sum() + inside)
+
+    best = (low, high)
+    for _ in range(2):
+        best = min(((best[0] * share, best[1] * share) for share in SHARES), key=lambda pair: error(*pair))
+        best = min(((best[0] * share, best[1]) for share in SHARES), key=lambda pair: error(*pair))
+        best = min(((best[0], best[1] * share) for share in SHARES), key=lambda pair: error(*pair))
+    return Interval(*best)
+
+
+BINS = 4096
+SHARES = np.linspace(0.3, 1.0, 36)
+#: How the range of a value follows from what it held.
+METHODS: Mapping[str, Callable[[Interval, np.ndarray, int], Interval]] = {
+    "min-max": _whole, "percentile": _percentile, "least-error": _least_error,
+}  # fmt: skip

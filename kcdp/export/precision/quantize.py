@@ -1,0 +1,243 @@
+"""8-bit integers: QuantizeLinear and DequantizeLinear around the layers that have weights.
+
+The form is the one that ONNX Runtime, OpenVINO and TensorRT recognise and turn into integer kernels. The input of a
+layer is quantised by one scale for the whole tensor; its weights are int8, symmetric, with a scale for each output
+channel; its bias is int32 in the product of both scales. The answer of a convolution is quantised too: ONNX Runtime
+fuses none without, and OpenVINO 2026.4 gives wrong numbers for a convolution without bias that has two readers.
+Formulas: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
+https://arxiv.org/abs/1712.05877, sections 2.1 and 2.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from kcdp.errors import KcdpError, nearest
+from kcdp.export.precision.layers import (
+    CONVOLUTIONS,
+    Layer,
+    LayerRow,
+    QuantReport,
+    add_constant,
+    attribute_of,
+    check_names,
+    drop_unread,
+    find_layers,
+    lengths,
+    name_of,
+    weight_bytes,
+)
+
+
+class Interval(Protocol):
+    """Smallest and largest value of a tensor."""
+
+    @property
+    def low(self) -> float: ...
+
+    @property
+    def high(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class ActivationType:
+    """An integer type of activations.
+
+    Attributes:
+        low, high: ends of what is used of the type.
+        symmetric: the zero point is 0 (TensorRT knows no other).
+    """
+
+    dtype: ir.DataType
+    low: int
+    high: int
+    symmetric: bool = False
+
+    def parameters(self, interval: Interval) -> tuple[np.ndarray, np.ndarray]:
+        """Scale (float32 []) and zero point (the type, []) for which the real 0 is exact and nothing is cut off.
+
+        Raises:
+            KcdpError: the interval is not finite.
+        """
+        low, high = min(interval.low, 0.0), max(interval.high, 0.0)
+        if not np.isfinite([low, high]).all():
+            raise KcdpError(f"a range of {low} to {high}", "finite numbers", "check the calibration pictures")
+        if self.symmetric:
+            low, high = -max(-low, high), max(-low, high)
+        scale = max((high - low) / (self.high - self.low), SMALLEST_SCALE)
+        zero = 0 if self.symmetric else int(np.clip(round(self.low - low / scale), self.low, self.high))
+        return np.array(scale, np.float32), np.array(zero, self.dtype.numpy())
+
+
+#: Activations by name. CPUs multiply uint8 with int8 weights; ONNX Runtime runs int8 no faster than float32 there.
+ACTIVATIONS: Mapping[str, ActivationType] = {
+    "uint8": ActivationType(ir.DataType.UINT8, 0, 255),
+    "int8": ActivationType(ir.DataType.INT8, -127, 127, symmetric=True),
+    "uint16": ActivationType(ir.DataType.UINT16, 0, 65535),
+}
+#: From this operator set on QuantizeLinear knows 16 bits; before, ONNX Runtime's operator of the same name does.
+WIDE_OPSET = 21
+WIDE_DOMAIN = "com.microsoft"
+SMALLEST_SCALE = 1e-12
+#: Largest weight after rounding. CPUs without VNNI add pairs of u8 x s8 products in 16 bits, which 63 cannot overflow.
+FULL_RANGE, REDUCED_RANGE = 127, 63
+#: Largest integer of a bias: int32 with room for the sum that it is added to.
+BIAS_RANGE = 2**30
+
+
+def quantize(
+    model: ir.Model,
+    ranges: Mapping[str, Interval],
+    *,
+    activations: str = "uint8",
+    skip: Mapping[str, str] | Collection[str] = frozenset(),
+    reduce_range: bool = False,
+    answers: bool = True,
+) -> QuantReport:
+    """Quantise the layers of a float32 graph, in place.
+
+    Args:
+        ranges: value name -> what it holds on calibration pictures, for every name in ``Layer.quantised_values``.
+        activations: a key of ``ACTIVATIONS``.
+        skip: names of layers to leave in float32, with the reason where it is a mapping.
+        reduce_range: weights of 7 bits, for CPUs without VNNI.
+        answers: quantise the answers of convolutions too; without, ONNX Runtime fuses none of them.
+
+    Raises:
+        KcdpError: no layer or activation type has such a name, or a range is missing or not finite.
+    """
+    if activations not in ACTIVATIONS:
+        raise KcdpError(
+            f"activations {activations!r}{nearest(activations, ACTIVATIONS)}", f"one of {', '.join(ACTIVATIONS)}"
+        )
+    layers = find_layers(model.graph)
+    check_names(skip, layers)
+    before = weight_bytes(model.graph)
+    writer = _Writer(model, ACTIVATIONS[activations], ranges, REDUCED_RANGE if reduce_range else FULL_RANGE)
+    chosen = [layer for layer in layers if layer.name not in skip]
+    for layer in chosen:
+        writer.rewrite(layer, answers and layer.kind in CONVOLUTIONS)
+    drop_unread(model.graph)
+    reasons = skip if isinstance(skip, Mapping) else dict.fromkeys(skip, "asked for")
+    rows = [LayerRow(layer.name, layer.kind, layer.parameters, layer.name not in skip, reasons.get(layer.name, ""))
+            for layer in layers]  # fmt: skip
+    return QuantReport(activations, tuple(rows), before, weight_bytes(model.graph))
+
+
+def quantise_weight(weight: np.ndarray, axis: int, limit: int = FULL_RANGE) -> tuple[np.ndarray, np.ndarray]:
+    """float32 weights to int8 of the same shape, -limit..limit, and their scales float32 [channels]: w = q * scale."""
+    others = tuple(i for i in range(weight.ndim) if i != axis)
+    scale = np.maximum(np.abs(weight).max(axis=others) / limit, SMALLEST_SCALE).astype(np.float32)
+    return round_weight(weight, scale, axis, limit), scale
+
+
+def round_weight(weight: np.ndarray, scale: np.ndarray, axis: int, limit: int) -> np.ndarray:
+    """Weights in steps of given scales, [channels], as int8."""
+    shape = [-1 if i == axis else 1 for i in range(weight.ndim)]
+    quotient = weight / scale.reshape(shape)
+    return np.clip(np.rint(quotient, out=quotient), -limit, limit, out=quotient).astype(np.int8)
+
+
+class _Writer:
+    """Puts QuantizeLinear and DequantizeLinear into a graph."""
+
+    def __init__(self, model: ir.Model, activation: ActivationType, ranges: Mapping[str, Interval], limit: int) -> None:
+        self.graph, self.activation, self.ranges, self.limit = model.graph, activation, ranges, limit
+        self.pairs: dict[ir.Value, ir.Value] = {}
+        self.scales: dict[ir.Value, np.ndarray] = {}
+        self.domain = ""
+        if activation.dtype == ir.DataType.UINT16 and model.opset_imports.get("", 0) < WIDE_OPSET:
+            self.domain = WIDE_DOMAIN
+            model.opset_imports.setdefault(WIDE_DOMAIN, 1)
+
+    def rewrite(self, layer: Layer, answer: bool) -> None:
+        """Integers into one layer and, where ``answer``, out of it."""
+        source = layer.node.inputs[0]
+        assert source is not None
+        dequantised = source if source in self.scales else self.pair(source)
+        layer.node.replace_input_with(0, dequantised)
+        self.weights(layer, self.scales[dequantised])
+        if answer:
+            readers = [use for use in layer.answer.uses() if use.node.op_type != "QuantizeLinear"]
+            result = self.pair(layer.answer)
+            for node, index in readers:
+                node.replace_input_with(index, result)
+
+    def pair(self, value: ir.Value) -> ir.Value:
+        """A value after rounding, made once."""
+        if value in self.pairs:
+            return self.pairs[value]
+        name = name_of(value)
+        if name not in self.ranges:
+            raise KcdpError(f"no range of {name!r}", "a range of every value that is quantised", "calibrate this graph")
+        scale, zero = self.activation.parameters(self.ranges[name])
+        inputs = (self.constant(f"{name}.scale", scale), self.constant(f"{name}.zero", zero))
+        quantised = _node("QuantizeLinear", [value, *inputs], f"{name}.quantised", self.activation.dtype, self.domain)
+        result = _node("DequantizeLinear", [quantised.outputs[0], *inputs], f"{name}.rounded", domain=self.domain)
+        for node in (quantised, result):
+            node.outputs[0].shape = value.shape
+        producer = value.producer()
+        if producer is None:
+            self.graph.insert_before(self.graph[0], [quantised, result])
+        else:
+            self.graph.insert_after(producer, [quantised, result])
+        self.pairs[value], self.scales[result.outputs[0]] = result.outputs[0], scale
+        return result.outputs[0]
+
+    def weights(self, layer: Layer, source_scale: np.ndarray) -> None:
+        """int8 weights and, where the layer has one of a number for each channel, an int32 bias."""
+        assert layer.weight.const_value is not None
+        weight = layer.weight.const_value.numpy()
+        integers, scale = quantise_weight(weight, layer.axis, self.limit)
+        bias = _bias(layer, len(scale))
+        if bias is not None:
+            needed = np.abs(bias) / (source_scale * np.float32(BIAS_RANGE))
+            if (needed > scale).any():  # a channel of next to no weights
+                scale = np.maximum(scale, needed)
+                integers = round_weight(weight, scale, layer.axis, self.limit)
+            self.put(layer, 2, np.rint(bias / (scale * source_scale)).astype(np.int32), scale * source_scale, 0)
+        self.put(layer, 1, integers, scale, layer.axis)
+
+    def put(self, layer: Layer, index: int, integers: np.ndarray, scale: np.ndarray, axis: int) -> None:
+        """Constant integers in place of an input."""
+        name = f"{layer.name}.{('weight', 'bias')[index - 1]}"
+        zero = np.zeros(scale.shape, integers.dtype)
+        inputs = [
+            self.constant(f"{name}.{part}", array)
+            for part, array in (("integers", integers), ("scale", scale.astype(np.float32)), ("zero", zero))
+        ]
+        node = _node("DequantizeLinear", inputs, f"{name}.rounded", attributes={"axis": axis})
+        node.outputs[0].shape = ir.Shape(integers.shape)
+        self.graph.insert_before(layer.node, node)
+        layer.node.replace_input_with(index, node.outputs[0])
+
+    def constant(self, name: str, array: np.ndarray) -> ir.Value:
+        return add_constant(self.graph, name, array)
+
+
+def _bias(layer: Layer, channels: int) -> np.ndarray | None:
+    value = layer.bias
+    if value is None or value.const_value is None or not value.is_initializer():
+        return None
+    usual = layer.kind != "Gemm" or (
+        attribute_of(layer.node, "alpha", 1.0) == attribute_of(layer.node, "beta", 1.0) == 1
+    )
+    return value.const_value.numpy() if usual and lengths(value) == (channels,) else None
+
+
+def _node(
+    kind: str,
+    inputs: list[ir.Value],
+    name: str,
+    dtype: ir.DataType = ir.DataType.FLOAT,
+    domain: str = "",
+    attributes: Mapping[str, int] | None = None,
+) -> ir.Node:
+    node = ir.node(kind, inputs, attributes, domain=domain, name=name)
+    node.outputs[0].name, node.outputs[0].type = name, ir.TensorType(dtype)
+    return node
