@@ -8,6 +8,7 @@ from torch import nn
 from kcdp.export.device.attention import Attention
 from kcdp.export.device.model import DeviceModel
 from kcdp.export.device.sharing import linear
+from kcdp.export.passes.lora import merged
 
 
 def lean_attention(model: DeviceModel, kernel: str = "fused") -> None:
@@ -30,4 +31,5 @@ def lean_attention(model: DeviceModel, kernel: str = "fused") -> None:
 
 def scaled(layer: nn.Module, factor: float) -> nn.Linear:
     """A linear layer whose answer is multiplied by a number."""
+    layer = merged(layer)
     return linear(layer.weight * factor, None if layer.bias is None else layer.bias * factor)

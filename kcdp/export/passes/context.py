@@ -8,6 +8,7 @@ from torch import nn
 from kcdp.export.device.attention import Attention, KeysValues
 from kcdp.export.device.model import DeviceModel
 from kcdp.export.device.sharing import linear
+from kcdp.export.passes.lora import merged
 from kcdp.models.implicit_knowledge import ImplicitKnowledge
 from kcdp.models.kadap import ConstantKnowledge
 
@@ -88,7 +89,7 @@ def fold_context(model: DeviceModel) -> None:
             for layer in crossing:
                 layer.keys_values = ConstantKeysValues(*layer.keys_values(knowledge.embedding))
             model.knowledge = NoContext()
-        elif isinstance(knowledge, ImplicitKnowledge):
+        elif isinstance(knowledge, ImplicitKnowledge) and knowledge.output[1].in_features < knowledge.base.shape[2]:
             gate, last = torch.tanh(knowledge.gate), knowledge.output[1]
             tokens = Shifted(gate[:, None] * last.weight, knowledge.base + gate * last.bias)
             for layer in crossing:
@@ -109,6 +110,6 @@ class NoContext(nn.Module):
 
 
 def _compose(projection: nn.Module, tokens: Shifted) -> Shifted:
-    weight, bias = projection.weight, projection.bias
+    weight, bias = merged(projection).weight, merged(projection).bias
     shift = tokens.shift @ weight.T
     return Shifted(weight @ tokens.linear.weight, shift if bias is None else shift + bias)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from peft.tuners.lora import LoraLayer
+from torch import nn
 
 from kcdp.errors import KcdpError
 from kcdp.export.device.model import DeviceModel
@@ -17,9 +18,18 @@ def merge_adapters(model: DeviceModel) -> None:
         KcdpError: a merged weight is not finite.
     """
     for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]:
-        base = layer.get_base_layer()
-        weight = base.weight + layer.get_delta_weight(layer.active_adapters[0]).to(base.weight.dtype)
-        if weight.device.type != "meta" and not torch.isfinite(weight).all():
+        made = merged(layer)
+        if not torch.isfinite(made.weight).all():
             fix = "take an earlier checkpoint"
             raise KcdpError(f"{name} merged with its LoRA is not finite", "finite weights", fix)
-        model.set_submodule(name, linear(weight, base.bias))
+        model.set_submodule(name, made)
+
+
+def merged(layer: nn.Module) -> nn.Linear:
+    """A linear layer, with the adapter that it may have as part of its weight."""
+    if not isinstance(layer, LoraLayer):
+        assert isinstance(layer, nn.Linear)
+        return layer
+    base = layer.get_base_layer()
+    assert isinstance(base, nn.Linear)
+    return linear(base.weight + layer.get_delta_weight(layer.active_adapters[0]).to(base.weight.dtype), base.bias)
