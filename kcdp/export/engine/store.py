@@ -1,0 +1,50 @@
+"""Where engines are kept: never inside a bundle, which its manifest's hashes seal."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from kcdp.bundle import MANIFEST
+from kcdp.engine_file import SUFFIX, EngineDescription, EngineKey, read_engine_description, sidecar
+from kcdp.errors import KcdpError
+
+ENVIRONMENT = "KCDP_CACHE"
+_KEY_LETTERS = 16
+
+
+def cache_folder(given: str | None = None) -> Path:
+    """The folder of cached engines: inside ``given``, $KCDP_CACHE or ~/.cache/kcdp."""
+    root = given or os.environ.get(ENVIRONMENT)
+    return (Path(root) if root else Path.home() / ".cache" / "kcdp") / "engines"
+
+
+def cached_path(folder: Path, name: str, key: EngineKey) -> Path:
+    """Where the engine of this key belongs.
+
+    Args:
+        name: for people, the bundle's without its ending.
+    """
+    return folder / f"{name}-{key.digest[:_KEY_LETTERS]}{SUFFIX}"
+
+
+def check_out(out: Path, overwrite: bool, key: EngineKey) -> None:
+    """Raises KcdpError where an engine may not be written to ``out``."""
+    if out.suffix in ("", ".json"):
+        raise KcdpError(f"--out {out}", f"a file name with an ending such as NAME{SUFFIX}")
+    if (out.parent / MANIFEST).is_file() or out.is_dir():
+        what = "is a folder" if out.is_dir() else "is inside a bundle, which is sealed"
+        raise KcdpError(f"--out {out} {what}", "a file elsewhere", f"for example {out.name}")
+    if out.exists() and not overwrite and find_engine(out, key) is None:
+        raise KcdpError(f"{out} exists already and is another engine", "a new name", "or add --overwrite")
+
+
+def find_engine(path: Path, key: EngineKey) -> EngineDescription | None:
+    """The engine at ``path`` where it is whole and of this key."""
+    if not path.is_file() or not sidecar(path).is_file():
+        return None
+    try:
+        description = read_engine_description(path)
+    except KcdpError:
+        return None
+    return description if description.key == key else None
