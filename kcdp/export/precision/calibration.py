@@ -208,18 +208,23 @@ def open_session(model: ir.Model, optimise: bool = True) -> Any:
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")
-    light = model.clone()
-    arrays: dict[str, np.ndarray] = {}
-    for name, value in light.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is not None and tensor.nbytes >= SHARED_BYTES:
-            arrays[name] = np.ascontiguousarray(tensor.numpy())
-            value.const_value = ir.ExternalTensor(
-                "in-memory", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(arrays[name].shape), name=name
-            )
+    kept = {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and value.const_value.nbytes >= SHARED_BYTES
+    }
+    arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in kept.items()}
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
     options.add_external_initializers(list(arrays), values)
-    proto = ir.to_proto(light).SerializeToString()
+    try:
+        for name, tensor in kept.items():
+            shape = ir.Shape(arrays[name].shape)
+            stub = ir.ExternalTensor("in-memory", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
+            model.graph.initializers[name].const_value = stub
+        proto = ir.to_proto(model).SerializeToString()
+    finally:
+        for name, tensor in kept.items():
+            model.graph.initializers[name].const_value = tensor
     return _Session(onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"]), arrays)
 
 

@@ -19,7 +19,7 @@ CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 @dataclass(frozen=True)
 class Layer:
-    """A node with constant float32 weights as its second input.
+    """A node with constant weights as its second input.
 
     Attributes:
         name: the node's name.
@@ -43,26 +43,55 @@ class Layer:
         return int(np.prod(lengths(self.weight)))
 
     @property
+    def channels(self) -> int:
+        """Number of output channels."""
+        return lengths(self.weight)[self.axis]
+
+    @property
+    def channel_shape(self) -> tuple[int, ...]:
+        """The shape in which a number for each output channel broadcasts to the answer."""
+        inside = len(lengths(self.weight)) - 2 if self.kind in CONVOLUTIONS else 0
+        return (self.channels, *(1,) * inside)
+
+    @property
+    def row(self) -> tuple[ir.Node, int] | None:
+        """Of a MatMul: the Add, and its input, by which a constant row is added to the answer, for nobody else."""
+        uses = list(self.node.outputs[0].uses())
+        if self.kind != "MatMul" or len(uses) != 1 or uses[0].node.op_type != "Add":
+            return None
+        other = uses[0].node.inputs[1 - uses[0].idx]
+        if other is None or not other.is_initializer() or lengths(other) != (self.channels,):
+            return None
+        return uses[0].node, 1 - uses[0].idx
+
+    @property
+    def has_bias(self) -> bool:
+        """A number can be added to each output channel at no cost."""
+        return self.row is not None if self.kind == "MatMul" else usual_bias(self)
+
+    @property
     def quantised_values(self) -> tuple[str, ...]:
         """Names of the values that need a range."""
         names = (name_of(self.source),)
         return (*names, name_of(self.answer)) if self.kind in CONVOLUTIONS else names
 
 
-def find_layers(graph: ir.Graph) -> list[Layer]:
+def find_layers(graph: ir.Graph, dtypes: Collection[ir.DataType] = (ir.DataType.FLOAT,)) -> list[Layer]:
     """The layers that can be quantised, in the graph's order. A product of two activations has no weights."""
-    return [layer for node in graph if (layer := _layer(node)) is not None]
+    return [layer for node in graph if (layer := _layer(node, dtypes)) is not None]
 
 
-def _layer(node: ir.Node) -> Layer | None:
+def _layer(node: ir.Node, dtypes: Collection[ir.DataType]) -> Layer | None:
     if node.domain or node.op_type not in OUTPUT_AXES:
         return None
     source, weight = node.inputs[:2]
     if source is None or source.is_initializer() or weight is None or not weight.is_initializer():
         return None
-    if weight.const_value is None or weight.dtype != ir.DataType.FLOAT:
+    if weight.const_value is None or weight.dtype not in dtypes:
         return None
     if node.op_type == "MatMul" and len(lengths(weight)) != 2:  # a product for each item of a stack
+        return None
+    if node.op_type == "ConvTranspose" and attribute_of(node, "group", 1) != 1:  # its axis 1 is of one group only
         return None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     axis = OUTPUT_AXES[node.op_type]
@@ -173,6 +202,13 @@ def weight_values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 def weight_bytes(graph: ir.Graph) -> int:
     return sum(value.const_value.nbytes for value in weight_values(graph) if value.const_value is not None)
+
+
+def usual_bias(layer: Layer) -> bool:
+    """Its third input is absent or a constant, one number for each output channel, added as it is."""
+    if {attribute_of(layer.node, name, 1.0) for name in ("alpha", "beta")} != {1.0}:
+        return False
+    return layer.bias is None or (layer.bias.is_initializer() and lengths(layer.bias) == (layer.channels,))
 
 
 def attribute_of(node: ir.Node, name: str, default: float) -> float:

@@ -24,12 +24,11 @@ from kcdp.export.precision.layers import (
     LayerRow,
     QuantReport,
     add_constant,
-    attribute_of,
     check_names,
     drop_unread,
     find_layers,
-    lengths,
     name_of,
+    usual_bias,
     weight_bytes,
 )
 
@@ -96,6 +95,7 @@ def quantize(
     *,
     activations: str = "uint8",
     skip: Mapping[str, str] | Collection[str] = frozenset(),
+    shifts: Mapping[str, np.ndarray] | None = None,
     reduce_range: bool = False,
     answers: bool = True,
 ) -> QuantReport:
@@ -105,6 +105,7 @@ def quantize(
         ranges: value name -> what it holds on calibration pictures, for every name in ``Layer.quantised_values``.
         activations: a key of ``ACTIVATIONS``.
         skip: names of layers to leave in float32, with the reason where it is a mapping.
+        shifts: layer name -> float32 [channels], the mean error of its answer, taken off again where it has a bias.
         reduce_range: weights of 7 bits, for CPUs without VNNI.
         answers: quantise the answers of convolutions too; without, ONNX Runtime fuses none of them.
 
@@ -118,7 +119,9 @@ def quantize(
     layers = find_layers(model.graph)
     check_names(skip, layers)
     before = weight_bytes(model.graph)
-    writer = _Writer(model, ACTIVATIONS[activations], ranges, REDUCED_RANGE if reduce_range else FULL_RANGE)
+    writer = _Writer(
+        model, ACTIVATIONS[activations], ranges, shifts or {}, REDUCED_RANGE if reduce_range else FULL_RANGE
+    )
     chosen = [layer for layer in layers if layer.name not in skip]
     for layer in chosen:
         writer.rewrite(layer, answers and layer.kind in CONVOLUTIONS)
@@ -143,17 +146,30 @@ def round_weight(weight: np.ndarray, scale: np.ndarray, axis: int, limit: int) -
     return np.clip(np.rint(quotient, out=quotient), -limit, limit, out=quotient).astype(np.int8)
 
 
+def rounding_domain(activation: ActivationType, model: ir.Model) -> str:
+    """Where QuantizeLinear of a type is found for a model, whose imports get it."""
+    if activation.dtype != ir.DataType.UINT16 or model.opset_imports.get("", 0) >= WIDE_OPSET:
+        return ""
+    model.opset_imports.setdefault(WIDE_DOMAIN, 1)
+    return WIDE_DOMAIN
+
+
 class _Writer:
     """Puts QuantizeLinear and DequantizeLinear into a graph."""
 
-    def __init__(self, model: ir.Model, activation: ActivationType, ranges: Mapping[str, Interval], limit: int) -> None:
-        self.graph, self.activation, self.ranges, self.limit = model.graph, activation, ranges, limit
+    def __init__(
+        self,
+        model: ir.Model,
+        activation: ActivationType,
+        ranges: Mapping[str, Interval],
+        shifts: Mapping[str, np.ndarray],
+        limit: int,
+    ) -> None:
+        self.graph, self.activation, self.limit = model.graph, activation, limit
+        self.ranges, self.shifts = ranges, shifts
         self.pairs: dict[ir.Value, ir.Value] = {}
         self.scales: dict[ir.Value, np.ndarray] = {}
-        self.domain = ""
-        if activation.dtype == ir.DataType.UINT16 and model.opset_imports.get("", 0) < WIDE_OPSET:
-            self.domain = WIDE_DOMAIN
-            model.opset_imports.setdefault(WIDE_DOMAIN, 1)
+        self.domain = rounding_domain(activation, model)
 
     def rewrite(self, layer: Layer, answer: bool) -> None:
         """Integers into one layer and, where ``answer``, out of it."""
@@ -194,7 +210,7 @@ class _Writer:
         assert layer.weight.const_value is not None
         weight = layer.weight.const_value.numpy()
         integers, scale = quantise_weight(weight, layer.axis, self.limit)
-        bias = _bias(layer, len(scale))
+        bias = self.bias(layer)
         if bias is not None:
             needed = np.abs(bias) / (source_scale * np.float32(BIAS_RANGE))
             if (needed > scale).any():  # a channel of next to no weights
@@ -202,6 +218,25 @@ class _Writer:
                 integers = round_weight(weight, scale, layer.axis, self.limit)
             self.put(layer, 2, np.rint(bias / (scale * source_scale)).astype(np.int32), scale * source_scale, 0)
         self.put(layer, 1, integers, scale, layer.axis)
+
+    def bias(self, layer: Layer) -> np.ndarray | None:
+        """A layer's bias less the mean error of its answer; None: it stays as it is."""
+        shift = self.shifts.get(layer.name)
+        if layer.kind == "MatMul" or not usual_bias(layer):
+            if shift is not None and layer.row is not None:
+                node, index = layer.row
+                row = node.inputs[index]
+                assert row is not None and row.const_value is not None
+                corrected = self.constant(f"{layer.name}.row", row.const_value.numpy() - shift)
+                node.replace_input_with(index, corrected)
+            return None
+        if layer.bias is not None and layer.bias.const_value is not None:
+            bias = layer.bias.const_value.numpy()
+            return bias if shift is None else bias - shift
+        if shift is not None:
+            layer.node.resize_inputs(3)
+            return -shift
+        return None
 
     def put(self, layer: Layer, index: int, integers: np.ndarray, scale: np.ndarray, axis: int) -> None:
         """Constant integers in place of an input."""
@@ -218,16 +253,6 @@ class _Writer:
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
         return add_constant(self.graph, name, array)
-
-
-def _bias(layer: Layer, channels: int) -> np.ndarray | None:
-    value = layer.bias
-    if value is None or value.const_value is None or not value.is_initializer():
-        return None
-    usual = layer.kind != "Gemm" or (
-        attribute_of(layer.node, "alpha", 1.0) == attribute_of(layer.node, "beta", 1.0) == 1
-    )
-    return value.const_value.numpy() if usual and lengths(value) == (channels,) else None
 
 
 def _node(

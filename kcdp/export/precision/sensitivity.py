@@ -1,0 +1,296 @@
+"""Which layers bear 8 bits, by measurement on pictures that were not calibrated on.
+
+Everything is measured in two graphs that hold each layer twice, as it is and quantised:
+
+- side by side, each quantised layer fed with what its twin gets: the signal to noise ratio of its answer, alone;
+- behind a switch for each layer: the noise that any set of quantised layers makes in the logits.
+
+Noise of independent roundings adds up, so the layers that make most of it are found one by one, or in groups of
+neighbours where a run of the model takes seconds. They are left in float32, most noise for the least work first, until
+the logits of the rest, quantised together, are as near to float32 as asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx_ir as ir
+from tqdm import tqdm
+
+from kcdp.errors import KcdpError
+from kcdp.export.precision.calibration import METHODS, Feed, Interval, collect
+from kcdp.export.precision.layers import Layer, QuantReport, check_names, find_layers, name_of
+from kcdp.export.precision.quantize import ACTIVATIONS, FULL_RANGE, REDUCED_RANGE, ActivationType, quantize
+from kcdp.export.precision.simulation import (
+    ON,
+    SCALES,
+    SHIFTS,
+    TINY,
+    ZEROS,
+    Shifts,
+    compare_layers,
+    switched_session,
+)
+
+#: Signal to noise of the logits, in dB, that is aimed at.
+TARGET_DB = 33.0
+#: Runs over all held-out pictures that may be spent on single layers or groups of them.
+TRIALS, TRIALS_OF_LARGE = 400, 24
+#: At most this share of the multiplications stays in float32, whatever the noise.
+FLOAT_SHARE = 0.25
+#: Below this share of the multiplications all layers are equally cheap in float32.
+LEAST_SHARE = 1e-3
+#: A layer alone worse than this, in dB, is not worth its speed.
+FLOOR_DB = 10.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Numbers that quantisation needs beside the graph.
+
+    Attributes:
+        method: of ``METHODS``.
+        ranges: value name -> what is kept of it.
+        shifts: layer name -> float32 [channels], what is taken off its answer.
+    """
+
+    method: str
+    ranges: Mapping[str, Interval]
+    shifts: Shifts = field(default_factory=dict)
+
+    def describe(self) -> str:
+        return self.method + (", mean errors taken off" if self.shifts else "")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A set of quantised layers, run on the held-out pictures.
+
+    Attributes:
+        left_out: how many layers were in float32.
+        float_share: share of the multiplications in float32; of the layers, while those are not known.
+        snr_db: of the logits, each picture's centred.
+        decisions: share of pictures with the same strongest class as in float32.
+    """
+
+    setting: Setting
+    left_out: int
+    float_share: float
+    snr_db: float
+    decisions: float
+
+    def describe(self) -> str:
+        return (f"{self.setting.describe()}; {self.left_out} layers ({self.float_share:.1%} of the work) in float32: "
+                f"logits {self.snr_db:.1f} dB, decisions {self.decisions:.2%}")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a graph is to be quantised.
+
+    Attributes:
+        skip: layer name -> why it stays in float32.
+        snr_db: layer name -> signal to noise of its answer alone.
+        effect_db: layer name -> signal to noise of the logits by it alone.
+        trials: in the order they were made; the last is the plan itself.
+    """
+
+    activations: str
+    reduce_range: bool
+    setting: Setting
+    skip: Mapping[str, str]
+    snr_db: Mapping[str, float]
+    effect_db: Mapping[str, float]
+    trials: tuple[Trial, ...]
+    target_db: float
+
+    def apply(self, model: ir.Model) -> QuantReport:
+        """Quantise the graph that was planned for, in place, and say what was measured."""
+        report = quantize(
+            model, self.setting.ranges, activations=self.activations, skip=self.skip, shifts=self.setting.shifts,
+            reduce_range=self.reduce_range,
+        )  # fmt: skip
+        rows = [replace(row, snr_db=self.snr_db.get(row.name), effect_db=self.effect_db.get(row.name))
+                for row in report.rows]  # fmt: skip
+        last = self.trials[-1].snr_db
+        short = "" if last >= self.target_db else f"; short of the {self.target_db:.1f} dB aimed at"
+        notes = [trial.describe() for trial in self.trials]
+        notes[-1] = f"chosen: {notes[-1]}{short}"
+        return replace(report, rows=tuple(rows), notes=tuple(notes))
+
+
+def make_plan(
+    model: ir.Model,
+    feeds: Sequence[Feed],
+    held_out: Sequence[Feed],
+    *,
+    activations: str = "uint8",
+    skip: Collection[str] = frozenset(),
+    reduce_range: bool = False,
+    target_db: float = TARGET_DB,
+    trials: int = TRIALS,
+    progress: bool = False,
+) -> Plan:
+    """Calibrate a float32 graph and choose what is quantised, and how.
+
+    Args:
+        model: is not changed; its first output is the logits, [N, classes].
+        feeds: batches to calibrate on.
+        held_out: batches that all choices are measured on.
+        skip: layers that stay in float32 whatever is measured.
+        target_db: signal to noise of the logits to reach.
+        trials: see ``TRIALS``.
+
+    Raises:
+        KcdpError: the graph has no layers, a name is unknown, or values are not finite.
+    """
+    layers = find_layers(model.graph)
+    check_names(skip, layers)
+    if not layers:
+        raise KcdpError("the graph has no layer with weights", fix="quantise the exported model")
+    names = {name for layer in layers for name in layer.quantised_values}
+    calibration = collect(model, names, feeds, progress=progress)
+    kind, limit = ACTIVATIONS[activations], REDUCED_RANGE if reduce_range else FULL_RANGE
+    by_method = {method: calibration.ranges(method, kind.high - kind.low + 1) for method in METHODS}
+    bench = Bench(model, layers, kind, limit, held_out)
+    asked = np.array([layer.name in skip for layer in layers])
+    tried = [bench.trial(Setting(method, ranges), ~asked) for method, ranges in by_method.items()]
+    setting = max(tried, key=lambda trial: trial.snr_db).setting
+    means = compare_layers(model, kind, limit, setting.ranges, {}, feeds).shifts
+    able = {layer.name for layer in layers if layer.has_bias}
+    corrected = replace(setting, shifts={name: mean for name, mean in means.items() if name in able})
+    tried.append(bench.trial(corrected, ~asked))
+    setting = max(tried, key=lambda trial: trial.snr_db).setting
+    compared = compare_layers(model, kind, limit, setting.ranges, setting.shifts, held_out)
+    noise, bench.work = compared.noise, compared.work
+    floor = ~asked & (noise > _ratio(FLOOR_DB)) & (bench.share < FLOAT_SHARE)
+    effects = bench.effects(setting, ~asked & ~floor, noise, trials, progress)
+    left, search = _search(bench, setting, asked | floor, effects, target_db)
+    reasons = {}
+    for i, layer in enumerate(layers):
+        if asked[i]:
+            reasons[layer.name] = "asked for"
+        elif floor[i]:
+            reasons[layer.name] = f"its answer has {_decibels(noise[i]):.1f} dB alone, needed {FLOOR_DB:.0f}"
+        elif left[i]:
+            reasons[layer.name] = f"alone brings the logits to {_decibels(effects[i]):.1f} dB"
+    by_name = [(layer.name, _decibels(noise[i]), _decibels(effects[i])) for i, layer in enumerate(layers)]
+    return Plan(
+        activations, reduce_range, setting, reasons, {name: alone for name, alone, _ in by_name},
+        {name: whole for name, _, whole in by_name}, (*tried, *search), target_db,
+    )  # fmt: skip
+
+
+def _search(
+    bench: Bench, setting: Setting, left: np.ndarray, effects: np.ndarray, target_db: float
+) -> tuple[np.ndarray, list[Trial]]:
+    """Leave out layers, most noise for the least work first, until the target is met or too much would be left out."""
+    share = bench.share
+    order = [i for i in np.argsort(-effects / np.maximum(share, LEAST_SHARE)) if not left[i] and effects[i] > 0]
+    trials = [bench.trial(setting, ~left)]
+    while trials[-1].snr_db < target_db and order:
+        # noise adds up: as many layers as should be enough by their effects, and no fewer than a tenth more than before
+        needed = (1 - _ratio(target_db) / _ratio(trials[-1].snr_db)) * effects[~left].sum()
+        gone = np.cumsum(effects[order])
+        count = max(int(np.searchsorted(gone, needed)) + 1, 1 + int(left.sum()) // 10)
+        before = left.copy()
+        for i in order[:count]:
+            left[i] = share[left].sum() + share[i] <= FLOAT_SHARE
+        order = order[count:]
+        if (left != before).any():
+            trials.append(bench.trial(setting, ~left))
+    return _give_back(bench, setting, left, effects, target_db, trials)
+
+
+def _give_back(
+    bench: Bench, setting: Setting, left: np.ndarray, effects: np.ndarray, target_db: float, trials: list[Trial]
+) -> tuple[np.ndarray, list[Trial]]:
+    """Of the layers left out, quantise again what makes the most work, while the target stays met."""
+    scale = _ratio(trials[-1].snr_db) / max(effects[~left].sum(), TINY)
+    room = _ratio(target_db) - _ratio(trials[-1].snr_db)
+    fuller = left.copy()
+    for i in np.argsort(-bench.share):
+        if left[i] and 0 < effects[i] * scale < room and bench.share[i] > LEAST_SHARE:
+            fuller[i] = False
+            room -= effects[i] * scale
+    if (fuller == left).all():
+        return left, trials
+    trial = bench.trial(setting, ~fuller)
+    return (fuller, [*trials, trial]) if trial.snr_db >= target_db else (left, [*trials, trial, trials[-1]])
+
+
+class Bench:
+    """A graph with a switch at each layer, and the pictures it runs on.
+
+    Attributes:
+        work: multiplications of each layer for a picture, [L]; all alike until they are known.
+    """
+
+    def __init__(
+        self, model: ir.Model, layers: Sequence[Layer], kind: ActivationType, limit: int, feeds: Sequence[Feed]
+    ) -> None:
+        self.layers, self.kind, self.feeds = layers, kind, feeds
+        self.work = np.ones(len(layers))
+        self.session, self.values = switched_session(model, kind, limit)
+        self.logits = name_of(model.graph.outputs[0])
+        nothing = Setting("", dict.fromkeys(self.values, Interval(-1.0, 1.0)))
+        self.reference = self.run(nothing, np.zeros(len(layers), bool))
+        centred = self.reference - self.reference.mean(axis=1, keepdims=True)
+        self.signal = float((centred**2).sum())
+
+    @property
+    def share(self) -> np.ndarray:
+        """Of all multiplications, [L]."""
+        share: np.ndarray = self.work / self.work.sum()
+        return share
+
+    def run(self, setting: Setting, quantised: np.ndarray) -> np.ndarray:
+        """Logits float64 [N, classes] with some layers quantised, bool [L]."""
+        scales, zeros = zip(*(self.kind.parameters(setting.ranges[name]) for name in self.values), strict=True)
+        none = [np.zeros(layer.channels, np.float32) for layer in self.layers]
+        shifts = [setting.shifts.get(layer.name, zero) for layer, zero in zip(self.layers, none, strict=True)]
+        more = {ON: quantised, SCALES: np.stack(scales), ZEROS: np.stack(zeros), SHIFTS: np.concatenate(shifts)}
+        parts = [self.session.run([self.logits], {**feed, **more})[0] for feed in self.feeds]
+        return np.concatenate(parts).astype(np.float64)
+
+    def noise(self, logits: np.ndarray) -> float:
+        """Noise to signal of logits, each picture's centred: what is common to all classes changes no answer."""
+        difference = logits - self.reference
+        difference -= difference.mean(axis=1, keepdims=True)
+        return float((difference**2).sum()) / max(self.signal, TINY)
+
+    def trial(self, setting: Setting, quantised: np.ndarray) -> Trial:
+        """Run with some layers quantised and compare."""
+        logits = self.run(setting, quantised)
+        same = float((logits.argmax(axis=1) == self.reference.argmax(axis=1)).mean())
+        share = float(self.share[~quantised].sum())
+        return Trial(setting, int((~quantised).sum()), share, _decibels(self.noise(logits)), same)
+
+    def effects(
+        self, setting: Setting, chosen: np.ndarray, noise: np.ndarray, trials: int, progress: bool
+    ) -> np.ndarray:
+        """Noise to signal of the logits by each layer alone, [L]; 0 for those not in ``chosen``, bool [L].
+
+        With fewer trials than layers, neighbours are tried together, and their noise is shared out by their own.
+        """
+        effects = np.zeros(len(self.layers))
+        members = np.flatnonzero(chosen)
+        groups = np.array_split(members, min(len(members), max(trials, 1))) if len(members) else []
+        for group in tqdm(groups, desc="sensitivity", disable=not progress, leave=False):
+            quantised = np.zeros(len(self.layers), bool)
+            quantised[group] = True
+            parts = noise[group] + TINY
+            effects[group] = self.noise(self.run(setting, quantised)) * parts / parts.sum()
+        return effects
+
+
+def _ratio(decibels: float) -> float:
+    """Signal to noise in dB to noise to signal."""
+    return float(10 ** (-decibels / 10))
+
+
+def _decibels(ratio: float) -> float:
+    """Noise to signal to signal to noise in dB, at most 150."""
+    return float(-10 * np.log10(max(ratio, 1e-15)))
