@@ -1,9 +1,9 @@
 """8-bit integers: QuantizeLinear and DequantizeLinear around the layers that have weights.
 
-The form is the one that ONNX Runtime, OpenVINO and TensorRT recognise and turn into integer kernels. The input of a
+The forms are those that ONNX Runtime, OpenVINO and TensorRT recognise and turn into integer kernels. The input of a
 layer is quantised by one scale for the whole tensor; its weights are int8, symmetric, with a scale for each output
-channel; its bias is int32 in the product of both scales. The answer of a convolution is quantised too: ONNX Runtime
-fuses none without, and OpenVINO 2026.4 gives wrong numbers for a convolution without bias that has two readers.
+channel. For CPUs its bias is int32 in the product of both scales, and the answer of a convolution is quantised too:
+ONNX Runtime fuses none without, and OpenVINO 2026.4 is wrong about a convolution without bias that has two readers.
 Formulas: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
 https://arxiv.org/abs/1712.05877, sections 2.1 and 2.4.
 """
@@ -50,12 +50,16 @@ class ActivationType:
     Attributes:
         low, high: ends of what is used of the type.
         symmetric: the zero point is 0 (TensorRT knows no other).
+        answers: the answers of convolutions are rounded too.
+        integer_bias: biases are int32; False leaves them in float32.
     """
 
     dtype: ir.DataType
     low: int
     high: int
     symmetric: bool = False
+    answers: bool = True
+    integer_bias: bool = True
 
     def parameters(self, interval: Interval) -> tuple[np.ndarray, np.ndarray]:
         """Scale (float32 []) and zero point (the type, []) for which the real 0 is exact and nothing is cut off.
@@ -73,10 +77,12 @@ class ActivationType:
         return np.array(scale, np.float32), np.array(zero, self.dtype.numpy())
 
 
-#: Activations by name. CPUs multiply uint8 with int8 weights; ONNX Runtime runs int8 no faster than float32 there.
+#: Activations by name. "uint8" is for CPUs: they multiply uint8 with int8, and ONNX Runtime fuses a convolution only
+#: with a rounded answer and an int32 bias. "int8" is for TensorRT, which wants neither; on CPUs it saves no time.
+#: "uint16" is for NPUs that have it; CPUs load it and compute in float32.
 ACTIVATIONS: Mapping[str, ActivationType] = {
     "uint8": ActivationType(ir.DataType.UINT8, 0, 255),
-    "int8": ActivationType(ir.DataType.INT8, -127, 127, symmetric=True),
+    "int8": ActivationType(ir.DataType.INT8, -127, 127, symmetric=True, answers=False, integer_bias=False),
     "uint16": ActivationType(ir.DataType.UINT16, 0, 65535),
 }
 #: From this operator set on QuantizeLinear knows 16 bits; before, ONNX Runtime's operator of the same name does.
@@ -97,7 +103,6 @@ def quantize(
     skip: Mapping[str, str] | Collection[str] = frozenset(),
     shifts: Mapping[str, np.ndarray] | None = None,
     reduce_range: bool = False,
-    answers: bool = True,
 ) -> QuantReport:
     """Quantise the layers of a float32 graph, in place.
 
@@ -107,7 +112,6 @@ def quantize(
         skip: names of layers to leave in float32, with the reason where it is a mapping.
         shifts: layer name -> float32 [channels], the mean error of its answer, taken off again where it has a bias.
         reduce_range: weights of 7 bits, for CPUs without VNNI.
-        answers: quantise the answers of convolutions too; without, ONNX Runtime fuses none of them.
 
     Raises:
         KcdpError: no layer or activation type has such a name, or a range is missing or not finite.
@@ -124,7 +128,7 @@ def quantize(
     )
     chosen = [layer for layer in layers if layer.name not in skip]
     for layer in chosen:
-        writer.rewrite(layer, answers and layer.kind in CONVOLUTIONS)
+        writer.rewrite(layer)
     drop_unread(model.graph)
     reasons = skip if isinstance(skip, Mapping) else dict.fromkeys(skip, "asked for")
     rows = [LayerRow(layer.name, layer.kind, layer.parameters, layer.name not in skip, reasons.get(layer.name, ""))
@@ -171,14 +175,14 @@ class _Writer:
         self.scales: dict[ir.Value, np.ndarray] = {}
         self.domain = rounding_domain(activation, model)
 
-    def rewrite(self, layer: Layer, answer: bool) -> None:
-        """Integers into one layer and, where ``answer``, out of it."""
+    def rewrite(self, layer: Layer) -> None:
+        """Integers into one layer and, where the form wants it, out of it."""
         source = layer.node.inputs[0]
         assert source is not None
         dequantised = source if source in self.scales else self.pair(source)
         layer.node.replace_input_with(0, dequantised)
         self.weights(layer, self.scales[dequantised])
-        if answer:
+        if self.activation.answers and layer.kind in CONVOLUTIONS:
             readers = [use for use in layer.answer.uses() if use.node.op_type != "QuantizeLinear"]
             result = self.pair(layer.answer)
             for node, index in readers:
@@ -211,7 +215,9 @@ class _Writer:
         weight = layer.weight.const_value.numpy()
         integers, scale = quantise_weight(weight, layer.axis, self.limit)
         bias = self.bias(layer)
-        if bias is not None:
+        if bias is not None and not self.activation.integer_bias:
+            layer.node.replace_input_with(2, self.constant(f"{layer.name}.bias", bias))
+        elif bias is not None:
             needed = np.abs(bias) / (source_scale * np.float32(BIAS_RANGE))
             if (needed > scale).any():  # a channel of next to no weights
                 scale = np.maximum(scale, needed)

@@ -195,7 +195,7 @@ class Twin:
         self.raw = self.result = self.apply("Sub", [copy.outputs[0], shift])
         if layer.answer is not layer.node.outputs[0]:
             self.result = self.apply("Relu", [self.result])
-        if layer.kind in CONVOLUTIONS:
+        if self.kind.answers and layer.kind in CONVOLUTIONS:
             self.result = self._round(self.result, parameters[name_of(layer.answer)])
 
     def _round(self, value: ir.Value, parameters: Sequence[ir.Value]) -> ir.Value:
