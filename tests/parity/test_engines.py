@@ -27,7 +27,7 @@ from kcdp.export.engine.batches import BatchRange
 from kcdp.export.engine.builder import BuildOptions, build_engine
 from kcdp.export.engine.make import make_engine
 from kcdp.export.engine.network import parse_graph
-from kcdp.export.engine.package import RTX, open_package
+from kcdp.export.engine.package import CLASSIC, RTX, Package, open_package
 from kcdp.export.engine.progress import BuildProgress
 from kcdp.export.engine.timing import keep_timings, use_timings
 from kcdp.export.engine.true_types import PRODUCTS, EngineTypeError, products_by_type
@@ -413,6 +413,23 @@ def test_timings_are_kept_and_used_again(package, tmp_path):
         assert parsed.builder.build_serialized_network(parsed.network, config) is not None
         assert keep_timings(config, tmp_path / "t.cache") and (tmp_path / "t.cache").stat().st_size > 32
     assert isinstance(config.get_timing_cache(), trt.ITimingCache)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_way_through_for_the_package_tensorrt(package, tmp_path):
+    """Its sibling under its name: the card in the key, timings kept, the other tool. Not the package itself."""
+    bundle = small_bundle(tmp_path / "small.kcdp", small_graph())
+    posing, card = Package(CLASSIC, package.module), Gpu("NVIDIA H100 80GB HBM3", (9, 0))
+    lines: list[str] = []
+    made = make_engine(bundle, posing, BuildOptions(), tmp_path / "cache", gpu=card, say=lines.append)
+    key = made.description.key
+    assert (key.package, key.gpu, key.capabilities) == ("tensorrt", card.name, ("SM90",))
+    assert lines[2] == f"3/4 build for {card.name} (SM90)" and "trtexec" in made.description.command
+    timings = f"timing-tensorrt-{package.version}-nvidia-h100-80gb-hbm3-sm90.cache"
+    assert files(tmp_path / "cache") == sorted([made.path.name, sidecar(made.path).name, timings])
+    assert open_engine_description(made.path, here=Place(package.version, card, system_name())).key == key
+    other = make_engine(bundle, posing, BuildOptions(), tmp_path / "cache", gpu=CARDS["SM89"], say=lines.append)
+    assert other.path != made.path
 
 
 def test_ctrl_c_stops_a_build(package, tmp_path, monkeypatch):

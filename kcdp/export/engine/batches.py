@@ -31,6 +31,7 @@ class BatchRange:
         return cls(*values)
 
     def as_tuple(self) -> tuple[int, int, int]:
+        """Least, best, largest."""
         return self.least, self.best, self.largest
 
     def shapes(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:

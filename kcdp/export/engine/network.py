@@ -14,8 +14,9 @@ from kcdp.export.engine.package import Native, Package
 
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 #: Layers that hand their only input on: a weight that was dequantised before them still counts as quantised.
-_TRANSPARENT = frozenset({"SHUFFLE", "SQUEEZE", "UNSQUEEZE", "IDENTITY"})
-_DEQUANTIZE = "DEQUANTIZE"
+TRANSPARENT = frozenset({"SHUFFLE", "SQUEEZE", "UNSQUEEZE", "IDENTITY"})
+#: Layers whose output is a number that was rounded to eight bits.
+QUANTISED = "DEQUANTIZE"
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ class ParsedNetwork:
             output = layer.get_output(0)
             kind = str(layer.type.name)
             quantised = bool(inputs) and all(name in dequantised for name in inputs[:2])
-            if kind == _DEQUANTIZE or (kind in _TRANSPARENT and inputs[:1] and inputs[0] in dequantised):
+            if kind == QUANTISED or (kind in TRANSPARENT and inputs[:1] and inputs[0] in dequantised):
                 dequantised.add(output.name)
-            dtype = "INT8" if quantised and len(inputs) > 1 and kind not in _TRANSPARENT else str(output.dtype.name)
+            dtype = "INT8" if quantised and len(inputs) > 1 and kind not in TRANSPARENT else str(output.dtype.name)
             nodes = tuple(_NODE.findall(layer.metadata or ""))
             found.append(Layer(str(layer.name), kind, dtype, nodes))
         return found
