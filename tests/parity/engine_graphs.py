@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401  # gives numpy the type bfloat16
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -98,6 +99,7 @@ def _halve(model: ir.Model) -> None:
 
 
 SIZE = 16
+CODES = {"float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT, "bfloat16": TensorProto.BFLOAT16}
 
 
 def small_graph(
@@ -117,12 +119,11 @@ def small_graph(
         second: type of the matrix product, where another: it stands between two casts.
     """
     random = np.random.default_rng(0)
-    code = {"float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT}[dtype]
     second = second or dtype
-    inner = {"float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT}[second]
+    code, inner = CODES[dtype], CODES[second]
     weights = {
-        "kernel": random.normal(size=(32, 3, 3, 3)).astype(weight or dtype),
-        "product": random.normal(size=(32, len(LABELS))).astype(second),
+        "kernel": random.normal(size=(32, 3, 3, 3)).astype(np.dtype(weight or dtype)),
+        "product": random.normal(size=(32, len(LABELS))).astype(np.dtype(second)),
     }
     nodes = [
         helper.make_node("Cast", ["images"], ["numbers"], "cast_pixels", to=code),

@@ -168,6 +168,14 @@ def test_a_fixed_batch_takes_no_range(build, tmp_path):
 def test_quantised_layers_are_seen_as_such(build, tmp_path):
     made = build(small_bundle(tmp_path / "q.kcdp", quantised_graph(), "int8"))
     assert made.description.layers["CONVOLUTION INT8"] == 1 and made.description.layers["MATRIX_MULTIPLY FLOAT"] == 1
+    assert made.description.kernels is not None and made.description.kernels["correlation Int8 to Float"] == 1
+
+
+def test_bfloat16(build, tmp_path):
+    made = build(small_bundle(tmp_path / "small.kcdp", small_graph("bfloat16"), "bfloat16"))
+    assert made.description.layers["CONVOLUTION BF16"] == made.description.layers["MATRIX_MULTIPLY BF16"] == 1
+    message = fails(lambda: build(small_bundle(tmp_path / "small.kcdp", small_graph(), "bfloat16")))
+    assert message.startswith("no matrix product or convolution is BF16 (HALF) in a bundle of bfloat16; ")
 
 
 # --- types that are not what the bundle says --------------------------------------------------------------------------

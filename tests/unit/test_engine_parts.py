@@ -201,8 +201,10 @@ def test_the_report_is_read():
                       "I/O Tensors:", " Name: images, IOMode: Input, DataType: UInt8"])  # fmt: skip
     kernels = parse_report(text)
     assert kernels is not None
-    assert kernels[0] == Kernel("a_0", "correlation", ("Half",), ("conv", "bias"))
+    assert kernels[0] == Kernel("a_0", "correlation", ("Half",), ("Half",), ("conv", "bias"))
     assert count_kernels(kernels) == {"kgen Half Float": 2, "correlation Half": 1}
+    assert Kernel("", "gemm", ("Int8", "Half"), ("Float",), ()).label == "gemm Int8 to Float"
+    assert Kernel("", "kgen", ("Int8",), ("Float", "Half"), ()).label == "kgen Float Half"
 
 
 @pytest.mark.parametrize("text", [None, "", "Layers:\n", "Layers:\nName: a, LayerType: gemm, Somehow: otherwise"])
@@ -239,16 +241,26 @@ def test_types_of_layers():
 
 
 @pytest.mark.parametrize("kind", ["gemm", "correlation", "CaskConvolution", "CaskGemmMatrixMultiply"])
-def test_types_of_kernels(kind):
-    kernels = [Kernel("norm", "kgen", ("Float",), ()), Kernel("k", kind, ("Half",), ())]
+@pytest.mark.parametrize("types", [("Half", "Float"), ("Float", "Half")])
+def test_types_of_kernels(kind, types):
+    kernels = [Kernel("norm", "kgen", ("Float",), ("Float",), ()), Kernel("k", kind, ("Half",), ("Half",), ())]
     check_kernels(kernels, Promise.of({"default": "float16"}))
     check_kernels(None, Promise.of({"default": "float16"}))
-    kernels.append(Kernel("k2", kind, ("Float",), ("answer",)))
+    kernels.append(Kernel("k2", kind, types[:1], types[1:], ("answer",)))
     check_kernels(kernels, Promise.of({"default": "float16", "answer": "float32"}))
-    check_kernels(kernels, Promise.of({"default": "int8"}))
+    check_kernels(kernels, Promise.of({"default": "float32"}))
     for precision in ("float16", "bfloat16"):
         with pytest.raises(EngineTypeError, match=rf"^kernel 'k2' \({kind}\) is Float in a bundle of {precision}; "):
             check_kernels(kernels, Promise.of({"default": precision, "other": "float32"}))
+
+
+def test_types_of_quantised_kernels():
+    kernels = [Kernel("norm", "kgen", ("Int8",), ("Float",), ()), Kernel("k", "gemm", ("Float",), ("Int8",), ())]
+    with pytest.raises(
+        EngineTypeError, match=r"^no kernel of a matrix product or convolution takes Int8 in a bundle of "
+    ):
+        check_kernels(kernels, Promise.of({"default": "int8"}))
+    check_kernels([*kernels, Kernel("q", "gemm", ("Int8",), ("Float",), ())], Promise.of({"default": "int8"}))
 
 
 # --- batches and the tool's line --------------------------------------------------------------------------------------

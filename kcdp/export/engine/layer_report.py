@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _LINE = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<kind>[\w ]+),")
+_INPUTS = re.compile(r", Inputs: \[(?P<inputs>.*?)\], (?:Constants|Outputs): ")
 _OUTPUTS = re.compile(r", Outputs: \[(?P<outputs>.*?)\](?=, TacticName|, StreamId|, Metadata|$)")
 _DTYPE = re.compile(r"Datatype: (\w+)")
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+#: Kinds of kernels that are matrix products or convolutions, in the words of both packages.
+_PRODUCT = re.compile(r"gemm|correlation|conv|matmul|matrix", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -24,14 +27,26 @@ class Kernel:
     Attributes:
         name: the builder's.
         kind: "gemm", "correlation", "kgen", ...
-        dtypes: of its outputs ("Half", "Float"). Its constants do not count: scalars are kept in float32.
+        inputs, dtypes: types of its inputs and outputs ("Half", "Float"). Constants do not count: scalars are float32.
         nodes: names of the ONNX nodes that it stands for.
     """
 
     name: str
     kind: str
+    inputs: tuple[str, ...]
     dtypes: tuple[str, ...]
     nodes: tuple[str, ...]
+
+    @property
+    def is_product(self) -> bool:
+        """A matrix product or convolution."""
+        return _PRODUCT.search(self.kind) is not None
+
+    @property
+    def label(self) -> str:
+        """ "correlation Half", "kgen Half Float"; a product of other inputs says so: "gemm Int8 to Float"."""
+        given = self.inputs[:1] if self.is_product and self.inputs[:1] != self.dtypes[:1] else ()
+        return " ".join((self.kind, *given, *(("to",) if given else ()), *self.dtypes))
 
 
 def parse_report(text: str | None) -> list[Kernel] | None:
@@ -41,14 +56,15 @@ def parse_report(text: str | None) -> list[Kernel] | None:
         found = _LINE.match(line)
         if found is None:
             continue
-        outputs = _OUTPUTS.search(line)
-        if outputs is None:
+        inputs, outputs = _INPUTS.search(line), _OUTPUTS.search(line)
+        if inputs is None or outputs is None:
             return None
-        dtypes = tuple(_DTYPE.findall(outputs["outputs"]))
-        kernels.append(Kernel(found["name"], found["kind"], dtypes, tuple(_NODE.findall(line))))
+        given, made = _DTYPE.findall(inputs["inputs"]), _DTYPE.findall(outputs["outputs"])
+        nodes = tuple(_NODE.findall(line))
+        kernels.append(Kernel(found["name"], found["kind"], tuple(given), tuple(made), nodes))
     return kernels or None
 
 
 def count_kernels(kernels: list[Kernel]) -> Mapping[str, int]:
     """{"correlation Half": 70, "kgen Half Float": 12, ...}, most frequent first."""
-    return dict(Counter(" ".join((k.kind, *k.dtypes)) for k in kernels).most_common())
+    return dict(Counter(kernel.label for kernel in kernels).most_common())

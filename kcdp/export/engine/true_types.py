@@ -6,7 +6,6 @@ report are searched for matrix products and convolutions of another type.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -16,7 +15,6 @@ from kcdp.export.engine.network import Layer
 
 #: Layers of the network that are matrix products: nearly all of the arithmetic.
 PRODUCTS = frozenset({"MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM"})
-_PRODUCT_KERNEL = re.compile(r"gemm|correlation|conv|matmul|matrix", re.IGNORECASE)
 
 #: precision of a bundle -> the types of its products, as the network spells them. Precisions that are not named here
 #: (float32, weights alone in int8) promise no type.
@@ -27,8 +25,8 @@ PROMISED: Mapping[str, frozenset[str]] = {
 }
 #: Quantised exports leave sensitive layers as they are, so there only the presence of int8 is asked for.
 _PARTLY = frozenset({"int8"})
-#: float32 as the builder's report spells it.
-_FLOAT32 = "Float"
+#: As the builder's report spells them.
+_FLOAT32, _INT8 = "Float", "Int8"
 
 
 class EngineTypeError(KcdpError):
@@ -83,15 +81,22 @@ def check_network(layers: list[Layer], promise: Promise) -> None:
 
 
 def check_kernels(kernels: list[Kernel] | None, promise: Promise) -> None:
-    """Raises EngineTypeError where a matrix product or convolution of the engine gives float32."""
-    if promise.precision not in PROMISED or promise.precision in _PARTLY:
+    """Raises EngineTypeError where a matrix product or convolution of the engine takes or gives float32.
+
+    Args:
+        kernels: None where the builder's report could not be read; then nothing is said.
+    """
+    if promise.precision not in PROMISED or kernels is None:
+        return
+    products = [kernel for kernel in kernels if kernel.is_product]
+    if promise.precision in _PARTLY:
+        if not any(kernel.inputs[:1] == (_INT8,) for kernel in products):
+            raise EngineTypeError([f"no kernel of a matrix product or convolution takes {_INT8}"], promise.precision)
         return
     wrong = [
         f"kernel {kernel.name!r} ({kernel.kind}) is {_FLOAT32}"
-        for kernel in kernels or ()
-        if _PRODUCT_KERNEL.search(kernel.kind)
-        and _FLOAT32 in kernel.dtypes
-        and not _declared(kernel.nodes, promise.islands)
+        for kernel in products
+        if _FLOAT32 in (*kernel.inputs[:1], *kernel.dtypes) and not _declared(kernel.nodes, promise.islands)
     ]
     if wrong:
         raise EngineTypeError(wrong, promise.precision)
