@@ -38,9 +38,8 @@ def binding(request, tmp_path_factory) -> bytes:
     """The extension module inside a wheel, as bytes: it needs libraries that are not there, and is not imported."""
     folder = tmp_path_factory.mktemp("wheel")
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "1", "--timeout", "20",
-         "--no-deps", *PLATFORM,
-         "--dest", str(folder), request.param],
+        [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--retries", "1",
+         "--timeout", "20", "--no-deps", *PLATFORM, "--dest", str(folder), request.param],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     wheels = list(folder.glob("*.whl"))
