@@ -17,14 +17,11 @@ from tqdm import tqdm
 from kcdp.data.dataset import ImageDataset
 from kcdp.data.registry import open_dataset, open_datasets
 from kcdp.errors import KcdpError, require
-from kcdp.export.precision.layers import add_constant
+from kcdp.export.precision.layers import add_constant, weight_bytes
 from kcdp.settings import DataConfig
 
-#: Pictures to calibrate on, and how many of them are held out to choose by; few where a picture takes seconds.
-PICTURES, PICTURES_OF_LARGE = 96, 12
-HELD_OUT = 1 / 3
-#: A model of more bytes of weights is large.
-LARGE = 1 << 29
+#: The share of pictures that is held out to choose by.
+HELD_OUT = 1 / 4
 #: Numbers kept of each value over all pictures.
 SAMPLES = 1 << 17
 #: Weights of at least so many bytes are handed to a session as they lie in memory or on disk.
@@ -42,12 +39,41 @@ class Interval:
     high: float
 
 
-def calibration_pictures(spec: str | None, data: DataConfig, count: int = PICTURES) -> ImageDataset:
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured.
+
+    Attributes:
+        pictures: to calibrate on and to choose by.
+        batch: pictures in one run.
+        correction: of them, how many mean errors are taken from.
+        trials: runs over the pictures held out that single layers, or groups of them, may take.
+    """
+
+    pictures: int
+    batch: int
+    correction: int
+    trials: int
+
+
+#: Half a minute for a model of a few million weights; three minutes for one of a thousand million, on two cores.
+EFFORT, EFFORT_OF_LARGE = Effort(96, 8, 64, 400), Effort(12, 3, 4, 8)
+#: A model of more bytes of weights is large.
+LARGE = 1 << 29
+
+
+def effort_for(model: ir.Model) -> Effort:
+    """What can be afforded for a graph."""
+    return EFFORT_OF_LARGE if weight_bytes(model.graph) > LARGE else EFFORT
+
+
+def calibration_pictures(spec: str | None, data: DataConfig, count: int) -> ImageDataset:
     """Pictures to calibrate on: those of ``spec``, else the run's own training pictures, spread evenly over them.
 
     Args:
         spec: a dataset string.
         data: of the run; its validation and test pictures are not touched.
+        count: at most so many; see ``Effort``.
 
     Raises:
         KcdpError: the training pictures cannot be opened, or there are none.
@@ -91,13 +117,13 @@ def leave_out(images: np.ndarray, checked: np.ndarray) -> np.ndarray:
     return images[kept]
 
 
-def split_feeds(inputs: Feed, batch: int = 8) -> tuple[list[Feed], list[Feed]]:
-    """Batches to calibrate on and batches held out, every third picture.
+def split_feeds(inputs: Feed, batch: int) -> tuple[list[Feed], list[Feed]]:
+    """Batches to calibrate on and batches held out, every fourth picture.
 
     Args:
         inputs: by name, N rows each; those of one row go with every batch.
     """
-    count = max(len(array) for array in inputs.values())
+    count = rows_of(inputs)
     held = np.arange(count) % round(1 / HELD_OUT) == 1
     if not held.any():  # a single picture has to serve for both
         return feeds_of(inputs, batch), feeds_of(inputs, batch)
@@ -109,11 +135,16 @@ def split_feeds(inputs: Feed, batch: int = 8) -> tuple[list[Feed], list[Feed]]:
 
 def feeds_of(inputs: Feed, batch: int) -> list[Feed]:
     """Rows in batches; inputs of one row go with every batch."""
-    count = max(len(array) for array in inputs.values())
+    count = rows_of(inputs)
     return [
         {name: a[start : start + batch] if len(a) == count else a for name, a in inputs.items()}
         for start in range(0, count, batch)
     ]
+
+
+def rows_of(feed: Feed) -> int:
+    """Pictures in a batch."""
+    return max(len(array) for array in feed.values())
 
 
 @dataclass(frozen=True)
@@ -208,24 +239,25 @@ def open_session(model: ir.Model, optimise: bool = True) -> Any:
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")
-    kept = {
-        name: value.const_value
-        for name, value in model.graph.initializers.items()
-        if value.const_value is not None and value.const_value.nbytes >= SHARED_BYTES
-    }
-    arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in kept.items()}
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
-    options.add_external_initializers(list(arrays), values)
+    tensors = {name: value.const_value for name, value in model.graph.initializers.items() if value.const_value}
+    arrays = {name: np.ascontiguousarray(t.numpy()) for name, t in tensors.items() if t.nbytes >= SHARED_BYTES}
     try:
-        for name, tensor in kept.items():
-            shape = ir.Shape(arrays[name].shape)
-            stub = ir.ExternalTensor("in-memory", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name)
-            model.graph.initializers[name].const_value = stub
+        for name, tensor in tensors.items():
+            model.graph.initializers[name].const_value = _stub(name, tensor, arrays.get(name))
         proto = ir.to_proto(model).SerializeToString()
     finally:
-        for name, tensor in kept.items():
+        for name, tensor in tensors.items():
             model.graph.initializers[name].const_value = tensor
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
+    options.add_external_initializers(list(arrays), values)
     return _Session(onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"]), arrays)
+
+
+def _stub(name: str, tensor: ir.TensorProtocol, shared: np.ndarray | None) -> ir.TensorProtocol:
+    """What stands in the graph for a tensor: the tensor itself while it is small, wherever it lies."""
+    if shared is not None:
+        return ir.ExternalTensor("shared", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(shared.shape), name=name)
+    return ir.tensor(tensor.numpy(), name=name) if isinstance(tensor, ir.ExternalTensor) else tensor
 
 
 class _Session:

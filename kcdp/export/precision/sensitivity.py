@@ -20,7 +20,7 @@ import onnx_ir as ir
 from tqdm import tqdm
 
 from kcdp.errors import KcdpError
-from kcdp.export.precision.calibration import METHODS, Feed, Interval, collect
+from kcdp.export.precision.calibration import METHODS, Effort, Feed, Interval, collect, effort_for, rows_of
 from kcdp.export.precision.layers import Layer, QuantReport, check_names, find_layers, name_of
 from kcdp.export.precision.quantize import ACTIVATIONS, FULL_RANGE, REDUCED_RANGE, ActivationType, quantize
 from kcdp.export.precision.simulation import (
@@ -35,9 +35,7 @@ from kcdp.export.precision.simulation import (
 )
 
 #: Signal to noise of the logits, in dB, that is aimed at.
-TARGET_DB = 33.0
-#: Runs over all held-out pictures that may be spent on single layers or groups of them.
-TRIALS, TRIALS_OF_LARGE = 400, 24
+TARGET_DB = 37.0
 #: At most this share of the multiplications stays in float32, whatever the noise.
 FLOAT_SHARE = 0.25
 #: Below this share of the multiplications all layers are equally cheap in float32.
@@ -130,7 +128,7 @@ def make_plan(
     skip: Collection[str] = frozenset(),
     reduce_range: bool = False,
     target_db: float = TARGET_DB,
-    trials: int = TRIALS,
+    effort: Effort | None = None,
     progress: bool = False,
 ) -> Plan:
     """Calibrate a float32 graph and choose what is quantised, and how.
@@ -141,7 +139,7 @@ def make_plan(
         held_out: batches that all choices are measured on.
         skip: layers that stay in float32 whatever is measured.
         target_db: signal to noise of the logits to reach.
-        trials: see ``TRIALS``.
+        effort: how much to measure; None: what the graph's size allows.
 
     Raises:
         KcdpError: the graph has no layers, a name is unknown, or values are not finite.
@@ -150,23 +148,16 @@ def make_plan(
     check_names(skip, layers)
     if not layers:
         raise KcdpError("the graph has no layer with weights", fix="quantise the exported model")
-    names = {name for layer in layers for name in layer.quantised_values}
-    calibration = collect(model, names, feeds, progress=progress)
+    effort = effort or effort_for(model)
     kind, limit = ACTIVATIONS[activations], REDUCED_RANGE if reduce_range else FULL_RANGE
-    by_method = {method: calibration.ranges(method, kind.high - kind.low + 1) for method in METHODS}
     bench = Bench(model, layers, kind, limit, held_out)
     asked = np.array([layer.name in skip for layer in layers])
-    tried = [bench.trial(Setting(method, ranges), ~asked) for method, ranges in by_method.items()]
-    setting = max(tried, key=lambda trial: trial.snr_db).setting
-    means = compare_layers(model, kind, limit, setting.ranges, {}, feeds).shifts
-    able = {layer.name for layer in layers if layer.has_bias}
-    corrected = replace(setting, shifts={name: mean for name, mean in means.items() if name in able})
-    tried.append(bench.trial(corrected, ~asked))
+    tried = _try_settings(bench, model, feeds, asked, effort, progress)
     setting = max(tried, key=lambda trial: trial.snr_db).setting
     compared = compare_layers(model, kind, limit, setting.ranges, setting.shifts, held_out)
     noise, bench.work = compared.noise, compared.work
     floor = ~asked & (noise > _ratio(FLOOR_DB)) & (bench.share < FLOAT_SHARE)
-    effects = bench.effects(setting, ~asked & ~floor, noise, trials, progress)
+    effects = bench.effects(setting, ~asked & ~floor, noise, effort.trials, progress)
     left, search = _search(bench, setting, asked | floor, effects, target_db)
     reasons = {}
     for i, layer in enumerate(layers):
@@ -176,11 +167,25 @@ def make_plan(
             reasons[layer.name] = f"its answer has {_decibels(noise[i]):.1f} dB alone, needed {FLOOR_DB:.0f}"
         elif left[i]:
             reasons[layer.name] = f"alone brings the logits to {_decibels(effects[i]):.1f} dB"
-    by_name = [(layer.name, _decibels(noise[i]), _decibels(effects[i])) for i, layer in enumerate(layers)]
-    return Plan(
-        activations, reduce_range, setting, reasons, {name: alone for name, alone, _ in by_name},
-        {name: whole for name, _, whole in by_name}, (*tried, *search), target_db,
-    )  # fmt: skip
+    alone = {layer.name: _decibels(noise[i]) for i, layer in enumerate(layers)}
+    logits = {layer.name: _decibels(effects[i]) for i, layer in enumerate(layers) if effects[i] > 0}
+    return Plan(activations, reduce_range, setting, reasons, alone, logits, (*tried, *search), target_db)
+
+
+def _try_settings(
+    bench: Bench, model: ir.Model, feeds: Sequence[Feed], asked: np.ndarray, effort: Effort, progress: bool
+) -> list[Trial]:
+    """Ranges by every method, then the best of them with mean errors taken off; all layers but some quantised."""
+    names = {name for layer in bench.layers for name in layer.quantised_values}
+    calibration = collect(model, names, feeds, progress=progress)
+    levels = bench.kind.high - bench.kind.low + 1
+    tried = [bench.trial(Setting(method, calibration.ranges(method, levels)), ~asked) for method in METHODS]
+    best = max(tried, key=lambda trial: trial.snr_db).setting
+    some = feeds[: -(-effort.correction // rows_of(feeds[0]))]
+    means = compare_layers(model, bench.kind, bench.limit, best.ranges, {}, some).shifts
+    able = {layer.name for layer in bench.layers if layer.has_bias}
+    corrected = replace(best, shifts={name: mean for name, mean in means.items() if name in able})
+    return [*tried, bench.trial(corrected, ~asked)]
 
 
 def _search(
@@ -231,7 +236,7 @@ class Bench:
     def __init__(
         self, model: ir.Model, layers: Sequence[Layer], kind: ActivationType, limit: int, feeds: Sequence[Feed]
     ) -> None:
-        self.layers, self.kind, self.feeds = layers, kind, feeds
+        self.layers, self.kind, self.limit, self.feeds = layers, kind, limit, feeds
         self.work = np.ones(len(layers))
         self.session, self.values = switched_session(model, kind, limit)
         self.logits = name_of(model.graph.outputs[0])

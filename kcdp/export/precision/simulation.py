@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from kcdp.export.precision.calibration import Feed, Interval, open_session
+from kcdp.export.precision.calibration import Feed, Interval, open_session, rows_of
 from kcdp.export.precision.layers import (
     CONVOLUTIONS,
     Layer,
@@ -94,7 +94,7 @@ def compare_layers(
 
 def _gather(layers: Sequence[Layer], feeds: Sequence[Feed], names: Sequence[str], session: Any) -> Comparison:
     rows = [session.run(names, feed) for feed in feeds]
-    pictures = np.array([max(len(array) for array in feed.values()) for feed in feeds])
+    pictures = np.array([rows_of(feed) for feed in feeds])
     noise, signal, size = np.asarray([row[:3] for row in rows], np.float64).sum(axis=0)
     mean = np.average([row[3] for row in rows], axis=0, weights=pictures).astype(np.float32)
     ends = np.cumsum([layer.channels for layer in layers])
