@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from kcdp.errors import KcdpError
 from kcdp.knowledge.cache_index import BlockForm, CacheIndex, content_hash, load_index
-from kcdp.knowledge.embedding import knowledge_texts
 from kcdp.knowledge.lock import writer_lock
 from kcdp.knowledge.text import TextEncoder
+from kcdp.knowledge.texts import knowledge_texts
 
 DATA, INDEX, LOCK = "knowledge.bin", "knowledge.json", "knowledge.lock"
 

@@ -12,29 +12,9 @@ import torch
 
 from kcdp.errors import KcdpError
 from kcdp.knowledge.text import TextEncoder
+from kcdp.knowledge.texts import knowledge_texts
 
 Encode = Callable[[Sequence[str]], torch.Tensor]
-
-
-def knowledge_texts(caption: str, triples: Sequence[str], *, prefix: str = "") -> tuple[str, ...]:
-    """The texts that k is made of: the caption first, then those whose states are summed.
-
-    Args:
-        caption: one sentence about the picture.
-        triples: "subject verb object" each; blank ones are left out.
-        prefix: names the style of the domain, such as "a sticker of", and is put before the caption (TADP, Kondapaneni
-            et al., CVPR 2024). The triples are left as they are.
-
-    Returns:
-        two texts or more.
-
-    Raises:
-        KcdpError: ``triples`` is one string instead of a list of them.
-    """
-    if isinstance(triples, str):
-        raise KcdpError(f"the triples are the text {triples!r}", "a list of texts")
-    first = f"{prefix.strip()} {caption}" if prefix.strip() else caption
-    return (first, *([text for text in triples if text.strip()] or [first]))
 
 
 def knowledge_tokens(caption: str, triples: Sequence[str], encode: Encode, *, prefix: str = "") -> torch.Tensor:

@@ -30,6 +30,8 @@ STANDARD = {*sys.stdlib_module_names, "numpy", "PIL"}
 SESSION_LIBRARIES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"}
 TOML = {"tomllib", "tomli"}  # the first is the standard library's from Python 3.11
 DATA_TOOLS = {"tqdm", "resvg_py"}
+#: What a device needs of kcdp.knowledge, to read captions as training does: modules, and folders of them.
+DEVICE_TEXTS = ("kcdp.knowledge.grammar", "kcdp.knowledge.texts")
 #: The modules of kcdp.data that make tensors.
 TENSOR_MODULES = ("kcdp.data.loader", "kcdp.data.sampler", "kcdp.data.transforms")
 
@@ -67,6 +69,11 @@ class Import:
         return self.target.split(".")[0]
 
     @property
+    def for_devices(self) -> bool:
+        """One of ``DEVICE_TEXTS``."""
+        return any(f"{self.target}.".startswith(f"{name}.") for name in DEVICE_TEXTS)
+
+    @property
     def part(self) -> str:
         """The part of kcdp it belongs to; "" beside the folders."""
         second = self.target.split(".")[1:2]
@@ -94,7 +101,7 @@ def foreign_imports(source: str, parts: Collection[str], lazy: Collection[str]) 
     """Imports beyond the standard library, numpy, Pillow, ``lazy`` ones by a call, and the given parts of kcdp."""
     problems = []
     for found in imports(source):
-        own = found.top == "kcdp" and found.part in parts
+        own = found.top == "kcdp" and (found.part in parts or ("runtime" in parts and found.for_devices))
         tensors = any(f"{found.target}.".startswith(f"{name}.") for name in TENSOR_MODULES)
         if not (found.top in STANDARD or (found.lazy and found.top in lazy) or own) or tensors:
             problems.append(f"line {found.line} imports {found.target}")
@@ -107,7 +114,8 @@ def wrong_direction(source: str, part: str) -> list[str]:
     return [
         f"line {found.line} imports {found.target}"
         for found in imports(source)
-        if (found.top == "kcdp" and found.part in forbidden) or found.target.startswith(".")
+        if (found.top == "kcdp" and found.part in forbidden and not (part == "runtime" and found.for_devices))
+        or found.target.startswith(".")
     ]
 
 
@@ -145,7 +153,11 @@ def report(problems: dict[str, list[str]]) -> None:
     assert not lines, "\n".join(lines)
 
 
-TORCH_FREE = [name for name in MODULES if part_of(name) in ("", "runtime")]
+TORCH_FREE = [
+    name
+    for name in MODULES
+    if part_of(name) in ("", "runtime") or name == "kcdp.knowledge" or Import(0, name, False).for_devices
+]
 READERS = [name for name in MODULES if part_of(name) == "data" and name not in TENSOR_MODULES]
 
 
@@ -153,6 +165,7 @@ def test_the_modules_were_found():
     assert len(MODULES) > 40 and len(TORCH_FREE) > 15 and len(READERS) > 10
     assert {"data", "models", "training", "export", "runtime"} <= PARTS
     assert {"kcdp", "kcdp.cli", "kcdp.bundle", "kcdp.runtime", "kcdp.runtime.tagger"} <= set(TORCH_FREE)
+    assert {"kcdp.knowledge", "kcdp.knowledge.texts", "kcdp.knowledge.grammar.clauses"} <= set(TORCH_FREE)
     assert set(TENSOR_MODULES) <= set(MODULES)
     assert sum(len(imports(source)) for source in MODULES.values()) > 300
 
@@ -232,6 +245,8 @@ def test_the_torch_free_part_loads_nothing_else():
         ("x = importlib.import_module('torch' if a else 'json')", ["line 1 imports torch"]),
         ("from kcdp.models.kadap import Kadap", ["line 1 imports kcdp.models.kadap.Kadap"]),
         ("from kcdp import training, files", ["line 1 imports kcdp.training"]),
+        ("from kcdp.knowledge.text import TextEncoder", ["line 1 imports kcdp.knowledge.text.TextEncoder"]),
+        ("from kcdp.knowledge.texts import rule_triples\nimport kcdp.knowledge.grammar.words", []),
         ("import kcdp.data.registry", ["line 1 imports kcdp.data.registry"]),
         ("from .tagger import Tag", ["line 1 imports .tagger.Tag"]),
         ("import os, PIL.Image\nfrom kcdp.errors import require\nrequire('onnxruntime', 'runtime')", []),
@@ -264,6 +279,13 @@ def test_twin_direction(part, other):
     assert [len(wrong_direction(source, part)) for source in spellings] == [1, 1, 1, 1]
     assert wrong_direction(f"from ..{other} import x", part)
     assert not wrong_direction(f"from kcdp.{part} import x\nimport torch\nfrom kcdp import errors", part)
+
+
+def test_twin_direction_of_what_devices_share():
+    source = "from kcdp.knowledge.texts import knowledge_texts\nfrom kcdp.knowledge.grammar import words"
+    assert not wrong_direction(source, "runtime")
+    assert len(wrong_direction(source.replace("texts", "text"), "runtime")) == 1
+    assert len(wrong_direction(source.replace("knowledge", "models"), "runtime")) == 2
 
 
 def test_twin_names():
