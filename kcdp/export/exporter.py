@@ -16,7 +16,10 @@ from kcdp.bundle import MODEL, Bundle, Manifest, check_target, write_bundle
 from kcdp.data.dataset import ImageDataset
 from kcdp.errors import KcdpError
 from kcdp.export.graph_export import OPSET, ExportModel, export_instrumented, keep_outputs
-from kcdp.export.parity import ParityReport, Reference, check_signature, compare, compare_levels, onnx_runner
+from kcdp.export.parity import Gate, assemble, check_signature, compare, compare_levels
+from kcdp.export.parity_report import ParityReport
+from kcdp.export.reference import Reference
+from kcdp.export.runners import open_runner
 from kcdp.files import make_folder, sha256_file
 from kcdp.graph import GraphSpec, tagging_graph
 from kcdp.labels import LABELS
@@ -87,7 +90,10 @@ def export_run(
         say(f"2/4 write the graph (opset {OPSET})")
         export_instrumented(exportable, spec.size, work / "instrumented.onnx")
         say(f"3/4 parity gate on {len(check_images)} pictures of {check_images.name}")
-        reference = Reference(exportable, images, progress)
+        reference = Reference(
+            exportable, images, keys=[sample.key for sample in check_images.samples], labels=check_images.labels,
+            progress=progress,
+        )  # fmt: skip
         manifest = make_manifest(find_checkpoint(run), checkpoint, graph)
         report = gate(work, reference, graph, manifest, progress)
         say(report.summary())
@@ -103,12 +109,15 @@ def gate(work: Path, reference: Reference, graph: GraphSpec, manifest: Manifest,
 
     Levels come from the first, signature, logits and decisions from the second: the file that is shipped.
     """
-    levels = compare_levels(reference, onnx_runner(work / "instrumented.onnx"), progress=progress)
+    gate = Gate(progress=progress)
+    with open_runner("onnxruntime", work / "instrumented.onnx") as runner:
+        levels = compare_levels(reference, runner, gate)
     text = {k: v for k, v in manifest.to_dict().items() if k not in ("files", "parity")}
     metadata = {"kcdp.manifest": json.dumps(text, ensure_ascii=False)}
     keep_outputs(work / "instrumented.onnx", work / MODEL, tuple(t.name for t in graph.outputs), metadata)
-    signature = check_signature(work / MODEL, graph)
-    return compare(reference, onnx_runner(work / MODEL), levels, signature=signature, progress=progress)
+    with open_runner("onnxruntime", work / MODEL) as runner:
+        found = compare(reference, runner, gate, levels)
+    return assemble(reference, [found], gate, check_signature(work / MODEL, graph))
 
 
 def make_manifest(path: Path, checkpoint: Checkpoint, graph: GraphSpec) -> Manifest:

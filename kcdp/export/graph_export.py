@@ -30,6 +30,7 @@ class ExportModel(nn.Module):
         self.model = model.eval()
         self.eval()
         self.level_names = tuple(level.name for level in model.features.levels)
+        self.output_names = ("logits", *self.level_names)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """uint8 [N, size, size, 3], RGB, to logits float32 [N, 6] and each level [N, C, H, W], fine to coarse."""

@@ -1,244 +1,269 @@
-"""The parity gate: an exported graph against the PyTorch model, on pictures, at several batch sizes.
+"""The parity gate: an exported graph against the PyTorch model, on pictures, at several batch sizes and runtimes.
 
 In this order: names, dtypes, axes and shapes; finiteness; values; decisions. A graph that fails is not shipped.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
-import torch
+import onnx_ir as ir
 from tqdm import tqdm
 
 from kcdp.errors import KcdpError, nearest
-from kcdp.export.graph_export import ExportModel
+from kcdp.export.agreement import Closeness, closeness, compare_logits, flips, joined, margins, near_tie
+from kcdp.export.parity_report import ParityReport, Run, RuntimeReport
+from kcdp.export.reference import Reference
+from kcdp.export.runners import check_runtime, open_runner
+from kcdp.export.running.rounding import HALVES
+from kcdp.export.running.runner import DoesNotRun, Runner
 from kcdp.graph import TOLERANCES, GraphSpec, Tolerance
+from kcdp.labels import LABELS, NUM_CLASSES
+from kcdp.training.metrics import classification_metrics
 
 BATCH_SIZES = (1, 5)
-#: Feature levels are compared on at most so many pictures: at real size each picture has megabytes of them.
-LEVEL_PICTURES = 32
-
-Outputs = Mapping[str, np.ndarray]
-Runner = Callable[[np.ndarray], Outputs]
 
 
 @dataclass(frozen=True)
-class ParityReport:
-    """What the gate found; stored in the manifest.
+class Gate:
+    """How strictly and on what to compare.
 
     Attributes:
-        passed: no failure.
-        failures: one line each, empty when passed.
-        measured: numbers by batch size.
+        precision: what the graph runs in, a key of the tolerance table.
+        batch_sizes: pictures at a time.
+        temperature: probabilities are softmax(logits / temperature).
+        threads: of the runtimes; None: all cores.
+        progress: show a bar.
+
+    Raises:
+        KcdpError: a precision that the table does not hold.
     """
 
-    precision: str
-    pictures: int
-    tolerance: Tolerance
-    measured: dict[str, Any]
-    failures: tuple[str, ...]
-    runtime: str = field(default_factory=lambda: f"onnxruntime {onnxruntime.__version__} CPUExecutionProvider")
+    precision: str = "float32"
+    batch_sizes: Sequence[int] = BATCH_SIZES
+    temperature: float = 1.0
+    threads: int | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in TOLERANCES:
+            hint = nearest(self.precision, TOLERANCES)
+            raise KcdpError(f"precision {self.precision!r}{hint}", f"one of {', '.join(TOLERANCES)}")
 
     @property
-    def passed(self) -> bool:
-        return not self.failures
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return {
-            "passed": self.passed, "failures": list(self.failures), "precision": self.precision,
-            "pictures": self.pictures, "runtime": self.runtime, "tolerance": vars(self.tolerance),
-            "batch_sizes": self.measured,
-        }  # fmt: skip
-
-    def summary(self) -> str:
-        """One line per batch size."""
-        lines = []
-        for batch, row in self.measured.items():
-            cosines = row.get("level_cosine", {})
-            worst = f", level cosine >= {min(cosines.values()):.7f}" if cosines else ""
-            lines.append(
-                f"  batch {batch}: logits within {row['logits_max_abs']:.1e}, "
-                f"decisions {row['decisions']:.2%} of {self.pictures}{worst}"
-            )
-        return "\n".join([*lines, *(f"  FAILED {failure}" for failure in self.failures)])
+    def tolerance(self) -> Tolerance:
+        """Of the precision."""
+        return TOLERANCES[self.precision]
 
 
-class Reference:
-    """The PyTorch model's outputs on the check pictures, computed once in float32.
+def run_gate(
+    reference: Reference,
+    shipped: Path,
+    spec: GraphSpec,
+    gate: Gate,
+    *,
+    runtimes: Sequence[str] = ("onnxruntime",),
+    twin: Path | None = None,
+) -> ParityReport:
+    """Open a graph on one runtime after the other and compare.
+
+    A graph that holds half precision is also run with its roundings, by the runtime "rounding": processors widen
+    half precision and do not see it overflow.
 
     Args:
-        images: uint8 [N, S, S, 3].
+        shipped: the file that is to be shipped.
+        spec: what its signature has to be. A fixed batch in it is the only batch size.
+        runtimes: names from ``kcdp.export.runners``.
+        twin: the same nodes with v, features and maps as further outputs; None leaves those out.
+
+    Raises:
+        KcdpError: a runtime that there is not, or not here.
     """
-
-    def __init__(self, model: ExportModel, images: np.ndarray, progress: bool = False) -> None:
-        self.images = images
-        rows: list[list[np.ndarray]] = []
-        with torch.inference_mode():
-            for start in tqdm(range(0, len(images), 4), desc="reference", disable=not progress, leave=False):
-                outputs = model(torch.from_numpy(images[start : start + 4]))
-                keep = outputs if start < LEVEL_PICTURES else outputs[:1]
-                rows.append([o.numpy() for o in keep])
-        self.logits = np.concatenate([row[0] for row in rows])
-        self.levels = {
-            name: np.concatenate([row[i] for row in rows if len(row) > 1])[:LEVEL_PICTURES]
-            for i, name in enumerate(model.level_names, start=1)
-        }
+    names = list(dict.fromkeys(runtimes))
+    if "rounding" not in names and holds_halves(shipped):
+        names.insert(0, "rounding")
+    for name in names:
+        check_runtime(name)
+    fixed = spec.inputs[0].shape[0]
+    if fixed is not None:
+        gate = Gate(gate.precision, (fixed,), gate.temperature, gate.threads, gate.progress)
+    signature = check_signature(shipped, spec)
+    reports = [_on_one_runtime(reference, name, shipped, twin, gate) for name in names]
+    return assemble(reference, reports, gate, signature)
 
 
-def onnx_runner(path: Path) -> Runner:
-    """Run an ONNX file on the CPU provider of ONNX Runtime, on all cores: all outputs, by name."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = os.cpu_count() or 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    entry = session.get_inputs()[0].name
+def _on_one_runtime(reference: Reference, name: str, shipped: Path, twin: Path | None, gate: Gate) -> RuntimeReport:
+    """One file open at a time: two of several gigabytes would not fit."""
+    try:
+        levels: Levels = {}
+        if twin is not None:
+            with open_runner(name, twin, gate.precision, gate.threads) as runner:
+                levels = compare_levels(reference, runner, gate)
+        with open_runner(name, shipped, gate.precision, gate.threads) as runner:
+            return compare(reference, runner, gate, levels)
+    except DoesNotRun as error:
+        return RuntimeReport({"runtime": name}, (), (str(error),))
 
-    def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        try:
-            return dict(zip(names, session.run(names, {entry: images}), strict=True))
-        except Exception as error:  # ONNX Runtime has an exception class for each of its status codes
-            reason = " ".join(str(error).split())
-            raise KcdpError(
-                f"the exported graph does not run on {len(images)} pictures ({reason:.300})",
-                fix="no bundle was written; report this model and the versions of torch, onnx and onnxruntime",
-            ) from error
 
-    return run
+#: By batch size: the closeness of each output by name, and what failed.
+Levels = Mapping[int, tuple[dict[str, Closeness], list[str]]]
+
+
+def compare_levels(reference: Reference, twin: Runner, gate: Gate) -> Levels:
+    """v, features and maps of a graph that has them as outputs, on the pictures whose features are kept.
+
+    Nothing is kept of the graph's but three numbers a picture.
+    """
+    found: dict[int, tuple[dict[str, Closeness], list[str]]] = {}
+    tolerance = gate.tolerance
+    for batch in gate.batch_sizes:
+        parts: dict[str, list[Closeness]] = {name: [] for name in reference.levels}
+        failures: list[str] = []
+        for places, outputs in _outputs(reference, twin, batch, reference.level_pictures, gate.progress):
+            for name, want in reference.levels.items():
+                got = _output(outputs, name, want[places.start : places.stop], failures)
+                if got is not None:
+                    parts[name].append(closeness(want[places.start : places.stop], got))
+        close = {name: joined(part) for name, part in parts.items() if part}
+        for name, one in close.items():
+            least = tolerance.map_cosine if name.startswith("maps_") else tolerance.level_cosine
+            failures += one.failures(name, least)
+        found[batch] = close, list(dict.fromkeys(failures))
+    return found
+
+
+def compare(reference: Reference, runner: Runner, gate: Gate, levels: Levels | None = None) -> RuntimeReport:
+    """Logits, probabilities and decisions of the graph that is shipped.
+
+    Args:
+        levels: what ``compare_levels`` found on the same runtime, to be reported along.
+    """
+    runs = []
+    for batch in gate.batch_sizes:
+        failures: list[str] = []
+        logits = _logits(reference, runner, batch, gate.progress, failures)
+        numbers: dict[str, Any] = {"logits": None, "probabilities": None, "decisions": None}
+        if logits is not None:
+            numbers, more = compare_logits(reference.logits, logits, gate.tolerance, gate.temperature)
+            failures += more
+        close, missed = (levels or {}).get(batch, ({}, []))
+        if close:
+            numbers = {**numbers, "levels": {name: one.row() for name, one in close.items()}}
+        runs.append(Run(batch, numbers, (*failures, *missed), logits, close))
+    strays = [] if all(run.logits is None for run in runs) else runner.failures()
+    failed = [*strays, *(f"batch {run.batch}: {line}" for run in runs for line in run.failures)]
+    answered = next((run.logits for run in runs if run.logits is not None), None)
+    changed = {
+        flip.place: flip
+        for run in reversed(runs)
+        if run.logits is not None
+        for flip in flips(
+            reference.logits, run.logits, gate.tolerance, gate.temperature, reference.keys, reference.labels
+        )
+    }
+    ordered = sorted(changed.values(), key=lambda flip: -flip.margin)
+    accuracy = None if answered is None else accuracy_of(reference.labels, answered)
+    return RuntimeReport(runner.describe(), tuple(runs), tuple(failed), tuple(ordered), accuracy)
+
+
+def assemble(
+    reference: Reference, reports: Sequence[RuntimeReport], gate: Gate, signature: Sequence[str] = ()
+) -> ParityReport:
+    """One report from those of the runtimes.
+
+    Args:
+        signature: what ``check_signature`` found.
+    """
+    general = [*signature, *reference.not_finite()]
+    finite = np.isfinite(reference.logits).all(axis=1)
+    logits = reference.logits[finite]
+    counts = np.bincount(logits.argmax(axis=1), minlength=NUM_CLASSES)
+    return ParityReport(
+        precision=gate.precision,
+        pictures=len(reference.images),
+        level_pictures=reference.level_pictures if any(run.levels for r in reports for run in r.runs) else 0,
+        temperature=gate.temperature,
+        runtimes=tuple(reports),
+        general=tuple(general),
+        near_ties=int((margins(logits) <= near_tie(logits, gate.tolerance)).sum()) if len(logits) else 0,
+        answers={name: int(n) for name, n in zip(LABELS, counts, strict=True) if n},
+        accuracy=accuracy_of(reference.labels, reference.logits),
+    )
+
+
+def accuracy_of(labels: np.ndarray, logits: np.ndarray) -> dict[str, Any] | None:
+    """What logits are worth on the pictures that have labels; None where none has, or logits are not finite."""
+    known = labels >= 0
+    if not known.any() or not np.isfinite(logits).all():
+        return None
+    found = classification_metrics(labels[known], logits[known].argmax(axis=1))
+    return {name: found[name] for name in ("n", "accuracy", "balanced_accuracy", "macro_f1", "recall",
+                                           "constant_baseline")}  # fmt: skip
 
 
 def check_signature(path: Path, spec: GraphSpec) -> list[str]:
-    """Names, dtypes, axes and shapes of a graph against its spec; one line per difference."""
+    """Names, dtypes, axes and shapes of a graph against its spec; one line for each side that differs."""
     graph = onnx.load(str(path), load_external_data=False).graph
     failures = []
-    for side, values, tensors in (("input", graph.input, spec.inputs), ("output", graph.output, spec.outputs)):
-        found = [_tensor_spec(value) for value in values]
-        expected = [(t.name, t.dtype, tuple(a if n is None else n for a, n in zip(t.axes, t.shape, strict=True)))
-                    for t in tensors]  # fmt: skip
+    for side, values, tensors in (("inputs", graph.input, spec.inputs), ("outputs", graph.output, spec.outputs)):
+        found, expected = [_described(value) for value in values], [tensor.describe() for tensor in tensors]
         if found != expected:
-            failures.append(f"{side}s are {found}; expected {expected}")
+            failures.append(f"{side} are {', '.join(found) or 'none'}; expected {', '.join(expected)}")
     return failures
 
 
-def _tensor_spec(value: Any) -> tuple[str, str, tuple[str | int, ...]]:
+def _described(value: Any) -> str:
+    """As ``TensorSpec.describe`` puts it."""
     tensor = value.type.tensor_type
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-    return value.name, dtype, tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
+    return f"{value.name} {dtype} [{', '.join(d.dim_param or str(d.dim_value or '?') for d in tensor.shape.dim)}]"
 
 
-@dataclass(frozen=True)
-class LevelReport:
-    """Least cosine of every feature level, by batch size, and what failed."""
-
-    cosines: dict[str, dict[str, float]]
-    failures: tuple[str, ...]
-
-
-def compare_levels(
-    reference: Reference,
-    instrumented: Runner,
-    *,
-    precision: str = "float32",
-    batch_sizes: Sequence[int] = BATCH_SIZES,
-    progress: bool = False,
-) -> LevelReport:
-    """The feature levels of a graph that has them as outputs, on the first ``LEVEL_PICTURES`` pictures."""
-    failures: list[str] = []
-    cosines = {}
-    count = len(next(iter(reference.levels.values())))
-    for batch in batch_sizes:
-        levels = _run_all(instrumented, reference.images[:count], batch, f"levels, batch {batch}", progress)
-        cosines[str(batch)] = _compare_levels(reference.levels, levels, tolerance_of(precision), batch, failures)
-    return LevelReport(cosines, tuple(failures))
+def holds_halves(path: Path) -> bool:
+    """Whether any weight or value of a graph is float16 or bfloat16."""
+    graph = ir.load(path).graph
+    values = (*graph.initializers.values(), *(output for node in graph for output in node.outputs))
+    return any(value.dtype in HALVES for value in values)
 
 
-def compare(
-    reference: Reference,
-    shipped: Runner,
-    levels: LevelReport | None = None,
-    *,
-    precision: str = "float32",
-    signature: Sequence[str] = (),
-    batch_sizes: Sequence[int] = BATCH_SIZES,
-    progress: bool = False,
-) -> ParityReport:
-    """The gate.
-
-    Args:
-        reference: the PyTorch model's outputs.
-        shipped: runs the graph that is to be shipped; gives at least "logits".
-        levels: what ``compare_levels`` found on the same graph; None leaves levels out.
-        signature: failures of ``check_signature``, to be reported along.
-
-    Raises:
-        KcdpError: no tolerance is known for ``precision``, or there are no pictures.
-    """
-    if not len(reference.images):
-        raise KcdpError("no pictures to check the graph on", "at least one", "name some with --check-images")
-    failures, measured = list(signature), {}
-    for batch in batch_sizes:
-        logits = _run_all(shipped, reference.images, batch, f"gate, batch {batch}", progress)["logits"]
-        row = _compare_logits(reference.logits, logits, tolerance_of(precision), batch, failures)
-        if levels is not None:
-            row["level_cosine"] = levels.cosines[str(batch)]
-        measured[str(batch)] = row
-    failures += levels.failures if levels is not None else ()
-    return ParityReport(precision, len(reference.images), tolerance_of(precision), measured, tuple(failures))
+def _outputs(
+    reference: Reference, runner: Runner, batch: int, count: int | None, progress: bool
+) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
+    """Every batch's places and outputs, without those of pictures that only filled it up."""
+    feeds = reference.feeds(batch, count, fixed=runner.fixed_batch is not None)
+    total = len(reference.images) if count is None else count
+    what = "gate" if count is None else "features"
+    with tqdm(total=total, desc=f"{what}, {runner.name}, batch {batch}", disable=not progress, leave=False) as bar:
+        for places, feed in feeds:
+            outputs = runner.run(feed)
+            yield places, {name: array[: len(places)] for name, array in outputs.items()}
+            bar.update(len(places))
 
 
-def tolerance_of(precision: str) -> Tolerance:
-    """Raises KcdpError for a precision without one."""
-    if precision not in TOLERANCES:
-        raise KcdpError(f"precision {precision!r}{nearest(precision, TOLERANCES)}", f"one of {', '.join(TOLERANCES)}")
-    return TOLERANCES[precision]
+def _output(outputs: Mapping[str, np.ndarray], name: str, want: np.ndarray, failures: list[str]) -> np.ndarray | None:
+    """One output, if it is there with the type and shape it is to have."""
+    if name not in outputs:
+        failures.append(f"there is no output {name}; found {', '.join(outputs) or 'none'}")
+        return None
+    got = outputs[name]
+    if got.dtype != want.dtype or got.shape != want.shape:
+        failures.append(f"{name} is {got.dtype} {list(got.shape)}; expected {want.dtype} {list(want.shape)}")
+        return None
+    return got
 
 
-def _run_all(runner: Runner, images: np.ndarray, batch: int, title: str, progress: bool) -> dict[str, np.ndarray]:
-    starts = tqdm(range(0, len(images), batch), desc=title, disable=not progress, leave=False)
-    parts = [runner(images[start : start + batch]) for start in starts]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _compare_logits(
-    want: np.ndarray, got: np.ndarray, tolerance: Tolerance, batch: int, failures: list[str]
-) -> dict[str, Any]:
-    if got.shape != want.shape:
-        failures.append(f"batch {batch}: logits have shape {got.shape}; expected {want.shape}")
-        return {"logits_max_abs": None, "decisions": 0.0}
-    broken = int((~np.isfinite(got)).any(axis=1).sum() + (~np.isfinite(want)).any(axis=1).sum())
-    if broken:
-        failures.append(f"batch {batch}: {broken} pictures have logits that are not finite")
-        return {"logits_max_abs": None, "decisions": 0.0}
-    difference = np.abs(got.astype(np.float64) - want)
-    over = int((difference > tolerance.atol + tolerance.rtol * np.abs(want)).any(axis=1).sum())
-    decisions = float((got.argmax(1) == want.argmax(1)).mean())
-    if over:
-        failures.append(f"batch {batch}: logits of {over} pictures differ by up to {difference.max():.2e}, "
-                        f"allowed {tolerance.atol:.0e} + {tolerance.rtol:.0e} x value")  # fmt: skip
-    if decisions < tolerance.decisions:
-        failures.append(f"batch {batch}: {decisions:.2%} of decisions agree, needed {tolerance.decisions:.2%}")
-    return {"logits_max_abs": float(difference.max()), "logits_mean_abs": float(difference.mean()),
-            "decisions": decisions}  # fmt: skip
-
-
-def _compare_levels(
-    want: Outputs, got: Outputs, tolerance: Tolerance, batch: int, failures: list[str]
-) -> dict[str, float]:
-    cosines = {}
-    for name, expected in want.items():
-        a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (expected, got[name]))
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        cosine = (a * b).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny) if a.shape == b.shape else np.nan
-        cosines[name] = float(np.min(cosine))
-        if not cosines[name] >= tolerance.level_cosine:  # also catches NaN
-            failures.append(f"batch {batch}: level {name} has cosine {cosines[name]:.6f}, "
-                            f"needed {tolerance.level_cosine}")  # fmt: skip
-    return cosines
+def _logits(
+    reference: Reference, runner: Runner, batch: int, progress: bool, failures: list[str]
+) -> np.ndarray | None:
+    parts = []
+    for places, outputs in _outputs(reference, runner, batch, None, progress):
+        got = _output(outputs, "logits", reference.logits[places.start : places.stop], failures)
+        if got is None:
+            return None
+        parts.append(got)
+    return np.concatenate(parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,10 @@ from kcdp.data.registry import open_dataset
 from kcdp.errors import KcdpError
 from kcdp.export import exporter
 from kcdp.export.graph_export import ExportModel, export_instrumented, keep_outputs
-from kcdp.export.parity import Reference, check_signature, compare, compare_levels, onnx_runner
+from kcdp.export.parity import Gate, assemble, check_signature, compare, compare_levels
+from kcdp.export.reference import Reference
+from kcdp.export.runners import open_runner
+from kcdp.export.running.runner import FunctionRunner
 from kcdp.graph import tagging_graph
 from kcdp.models.build import build_model
 from kcdp.runtime import Tagger
@@ -85,17 +89,28 @@ def reference(exportable, images):
     return Reference(exportable, images)
 
 
+def gate(reference, shipped, twin=None, spec=None):
+    """The report of one runtime on files that are on disk, or on a runner."""
+    how, levels = Gate(), {}
+    if twin is not None:
+        with open_runner("onnxruntime", twin) as runner:
+            levels = compare_levels(reference, runner, how)
+    runner = shipped if isinstance(shipped, FunctionRunner) else open_runner("onnxruntime", shipped)
+    with runner:
+        found = compare(reference, runner, how, levels)
+    return assemble(reference, [found], how, [] if spec is None else check_signature(shipped, spec))
+
+
 def test_gate_passes_on_a_faithful_graph(graphs, reference, images):
-    levels = compare_levels(reference, onnx_runner(graphs / "instrumented.onnx"))
-    signature = check_signature(graphs / "model.onnx", tagging_graph(SIZE))
-    report = compare(reference, onnx_runner(graphs / "model.onnx"), levels, signature=signature)
+    report = gate(reference, graphs / "model.onnx", graphs / "instrumented.onnx", tagging_graph(SIZE))
     assert report.passed, report.failures
     assert report.pictures == len(images) == 23
-    assert set(report.measured) == {"1", "5"}
-    for row in report.measured.values():
-        assert row["decisions"] == 1.0
-        assert row["logits_max_abs"] < 1e-4
-        assert set(row["level_cosine"]) == {"s4", "s8", "s16", "s32"}
+    (runtime,) = report.runtimes
+    assert [run.batch for run in runtime.runs] == [1, 5]
+    for run in runtime.runs:
+        assert run.numbers["decisions"]["agree"] == 1.0
+        assert run.numbers["logits"]["max_abs"] < 1e-4
+        assert set(run.numbers["levels"]) == {"s4", "s8", "s16", "s32"}
     assert len(set(reference.logits.argmax(1))) > 1, "decisions of one class only would prove little"
     json.dumps(report.to_dict(), allow_nan=False)
 
@@ -132,31 +147,33 @@ def not_a_number(weights):
 )
 def test_gate_fails_on_one_perturbed_weight(graphs, reference, tmp_path, change, expected):
     broken = perturbed(graphs / "instrumented.onnx", tmp_path / "broken.onnx", change)
-    levels = compare_levels(reference, onnx_runner(broken))
-    report = compare(reference, onnx_runner(broken), levels)
+    report = gate(reference, broken, broken)
     assert not report.passed
     assert any(expected in failure for failure in report.failures), report.failures
-    assert any("level s" in failure and "cosine" in failure for failure in report.failures), report.failures
+    level = "of 23 pictures are not finite" if change is not_a_number else "has cosine"
+    assert any(re.search(rf"batch 5: s\d+ {level}", failure) for failure in report.failures), report.failures
 
 
 def test_gate_fails_on_a_flipped_decision_and_on_a_wrong_shape(reference):
     good = dict(zip(map(bytes, reference.images), reference.logits, strict=True))
 
-    def flipped(batch):
+    def flipped(feed):
+        batch = feed["images"]
         logits = np.stack([good[bytes(image)] for image in batch])
         first = np.array([bytes(image) == bytes(reference.images[0]) for image in batch])
         logits[first] = np.roll(logits[first], 1, axis=1)
         return {"logits": logits}
 
-    report = compare(reference, flipped)
+    report = gate(reference, FunctionRunner("a stand-in", flipped))
     assert any("decisions agree, needed 100.00%" in failure for failure in report.failures)
-    report = compare(reference, lambda batch: {"logits": np.zeros((len(batch), 5), np.float32)})
-    assert any("have shape (23, 5); expected (23, 6)" in failure for failure in report.failures)
+    narrow = FunctionRunner("a stand-in", lambda feed: {"logits": np.zeros((len(feed["images"]), 5), np.float32)})
+    report = gate(reference, narrow)
+    assert "a stand-in: batch 5: logits is float32 [5, 5]; expected float32 [5, 6]" in report.failures
 
 
 def test_gate_fails_on_wrong_scaling_of_the_input(graphs, reference):
-    right = onnx_runner(graphs / "model.onnx")
-    report = compare(reference, lambda batch: right(255 - batch))
+    right = open_runner("onnxruntime", graphs / "model.onnx")
+    report = gate(reference, FunctionRunner("a stand-in", lambda feed: right.run({"images": 255 - feed["images"]})))
     assert not report.passed
 
 
@@ -165,17 +182,15 @@ def test_signature_differences_are_named(graphs):
     (failure,) = check_signature(graphs / "model.onnx", tagging_graph(64))
     assert "inputs are" in failure and "64" in failure
     (failure,) = check_signature(graphs / "instrumented.onnx", tagging_graph(SIZE))
-    assert failure.startswith("outputs are [('logits'") and "'s4'" in failure
+    assert failure.startswith("outputs are logits float32 [batch, 6], s4 float32 [batch, ")
+    assert failure.endswith("; expected logits float32 [batch, 6]")
 
 
-def test_no_pictures_and_unknown_precision_are_refused(graphs, reference, exportable):
-    runner = onnx_runner(graphs / "model.onnx")
+def test_no_pictures_and_unknown_precision_are_refused(exportable):
     with pytest.raises(KcdpError, match="precision 'float23' \\(did you mean 'float32'"):
-        compare(reference, runner, precision="float23")
-    reference_of_none = Reference.__new__(Reference)
-    reference_of_none.images = np.empty((0, SIZE, SIZE, 3), np.uint8)
+        Gate("float23")
     with pytest.raises(KcdpError, match="no pictures to check the graph on"):
-        compare(reference_of_none, runner)
+        Reference(exportable, np.empty((0, SIZE, SIZE, 3), np.uint8))
 
 
 @pytest.fixture(scope="module")
@@ -293,5 +308,6 @@ def test_gate_on_200_real_photographs_with_the_edge_preset(tmp_path):
     parity = Bundle.open(tmp_path / "edge.kcdp").manifest.parity
     assert parity["pictures"] == 200
     for batch in ("1", "5"):
-        assert parity["batch_sizes"][batch]["decisions"] == 1.0
-        assert parity["batch_sizes"][batch]["logits_max_abs"] <= 1e-4
+        numbers = parity["runtimes"][0]["batch_sizes"][batch]
+        assert numbers["decisions"]["agree"] == 1.0
+        assert numbers["logits"]["max_abs"] <= 1e-4

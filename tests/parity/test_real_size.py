@@ -86,6 +86,6 @@ def test_sd15_size_goes_through_features_checkpoint_export_and_gate(weights_fold
     print(
         f"\nSD 1.5 size, {SIZE} px, batch 1: one pass in PyTorch {seconds:.1f} s; checkpoint {megabytes:.1f} MB; "
         f"export and gate {export_seconds:.0f} s, peak memory {peak:.1f} GiB, bundle {facts['bytes'] / 1e9:.2f} GB; "
-        f"parity {json.dumps(parity['batch_sizes'])}"
+        f"parity {json.dumps(parity['runtimes'][0]['batch_sizes'])}"
     )
     assert peak < 18 and export_seconds < 600

@@ -1,0 +1,1 @@
+"""Graphs run on the runtimes of the parity gate."""
