@@ -135,9 +135,7 @@ def test_pictures_are_the_runs_training_pictures_or_those_named():
     trained = {(s.key, s.split) for s in pictures.samples}
     assert all(split in ("train", None) for _, split in trained)
     assert len(calibration_pictures("synthetic:photos?n=7&size=32", data, 24)) == 7
-    with pytest.raises(
-        KcdpError, match=r"training pictures cannot be opened .*with --calibration SPEC"
-    ):
+    with pytest.raises(KcdpError, match=r"training pictures cannot be opened .*with --calibration SPEC"):
         calibration_pictures(None, DataConfig(source=("folder:gone",)), 24)
 
 

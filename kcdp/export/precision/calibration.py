@@ -209,22 +209,40 @@ def _measure(graph: ir.Graph, values: Sequence[ir.Value], samples: int) -> None:
     flat = add_constant(graph, "kcdp.flat", np.array([-1], np.int64))
     columns: dict[str, list[ir.Value]] = {"kcdp.low": [], "kcdp.high": [], "kcdp.drawn": []}
 
+    nodes: list[ir.Node] = []
+
     def apply(kind: str, inputs: list[ir.Value], **attributes: Any) -> ir.Value:
-        node = ir.node(kind, inputs, attributes)
-        graph.append(node)
-        return node.outputs[0]
+        nodes.append(ir.node(kind, inputs, attributes))
+        return nodes[-1].outputs[0]
 
     for value in values:
+        nodes.clear()
         numbers = apply("Reshape", [value, flat])
         size = apply("Cast", [apply("Size", [numbers])], to=ir.DataType.DOUBLE)
         index = apply("Cast", [apply("Floor", [apply("Mul", [where, size])])], to=ir.DataType.INT64)
         columns["kcdp.low"].append(apply("Reshape", [apply("ReduceMin", [numbers], keepdims=0), flat]))
         columns["kcdp.high"].append(apply("Reshape", [apply("ReduceMax", [numbers], keepdims=0), flat]))
         columns["kcdp.drawn"].append(apply("Reshape", [apply("Gather", [numbers, index]), row]))
+        insert_behind(graph, value, nodes)
+    add_outputs(graph, columns)
+
+
+def insert_behind(graph: ir.Graph, value: ir.Value, nodes: Sequence[ir.Node]) -> None:
+    """Put nodes where a value is made, so that it can be forgotten soon: sessions here run nodes in their order."""
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], nodes)
+    else:
+        graph.insert_after(producer, nodes)
+
+
+def add_outputs(graph: ir.Graph, columns: Mapping[str, Sequence[ir.Value]]) -> None:
+    """Each name becomes an output, its values of float32 one after the other along the first axis."""
     for name, parts in columns.items():
-        output = apply("Concat", parts, axis=0)
-        output.name, output.type = name, ir.TensorType(ir.DataType.FLOAT)
-        graph.outputs.append(output)
+        node = ir.node("Concat", parts, {"axis": 0})
+        node.outputs[0].name, node.outputs[0].type = name, ir.TensorType(ir.DataType.FLOAT)
+        graph.append(node)
+        graph.outputs.append(node.outputs[0])
 
 
 def open_session(model: ir.Model, optimise: bool = True) -> Any:
@@ -236,6 +254,7 @@ def open_session(model: ir.Model, optimise: bool = True) -> Any:
     onnxruntime = require("onnxruntime", "export")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry("session.disable_prepacking", "1")

@@ -201,6 +201,7 @@ def weight_values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def weight_bytes(graph: ir.Graph) -> int:
+    """Bytes of all initializers."""
     return sum(value.const_value.nbytes for value in weight_values(graph) if value.const_value is not None)
 
 
@@ -212,15 +213,18 @@ def usual_bias(layer: Layer) -> bool:
 
 
 def attribute_of(node: ir.Node, name: str, default: float) -> float:
+    """A number among a node's attributes."""
     return float(node.attributes[name].value) if name in node.attributes else default
 
 
 def lengths(value: ir.Value) -> tuple[int, ...]:
+    """The shape of a constant."""
     assert value.const_value is not None
     return tuple(value.const_value.shape.numpy())
 
 
 def name_of(thing: ir.Value | ir.Node) -> str:
+    """Exported graphs name everything."""
     assert thing.name, thing
     return thing.name
 

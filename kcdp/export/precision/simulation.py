@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from kcdp.export.precision.calibration import Feed, Interval, open_session, rows_of
+from kcdp.export.precision.calibration import Feed, Interval, add_outputs, insert_behind, open_session, rows_of
 from kcdp.export.precision.layers import (
     CONVOLUTIONS,
     Layer,
@@ -83,12 +83,8 @@ def compare_layers(
         )
         for column, part in zip(columns.values(), parts, strict=True):
             column.append(twin.apply("Reshape", [part, flat]))
-        graph.extend(twin.nodes)
-    for name, parts_of in columns.items():
-        node = ir.node("Concat", parts_of, {"axis": 0})
-        node.outputs[0].name, node.outputs[0].type = name, ir.TensorType(ir.DataType.FLOAT)
-        graph.append(node)
-        graph.outputs.append(node.outputs[0])
+        insert_behind(graph, layer.answer, twin.nodes)
+    add_outputs(graph, columns)
     return _gather(layers, feeds, list(columns), open_session(probe, optimise=False))
 
 
