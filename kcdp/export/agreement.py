@@ -11,6 +11,10 @@ import numpy as np
 from kcdp.graph import Tolerance
 from kcdp.labels import LABELS
 
+#: Two classes whose probabilities are no further apart, 0..1, are nearly tied. It is for reading: a changed answer
+#: counts as changed either way.
+NEAR_TIE = 0.02
+
 
 @dataclass(frozen=True)
 class Closeness:
@@ -83,18 +87,10 @@ def error_of(want: np.ndarray, got: np.ndarray) -> float:
     return float(np.sqrt((difference**2).mean())) / max(size, np.finfo(np.float32).tiny)
 
 
-def near_tie(want: np.ndarray, tolerance: Tolerance) -> np.ndarray:
-    """The distance of a picture's two best classes below which the tolerance alone may swap them, float64 [N]."""
-    if tolerance.atol is not None and tolerance.rtol is not None:
-        return 2 * (tolerance.atol + tolerance.rtol * np.abs(want).max(axis=1).astype(np.float64))
-    size = float(np.sqrt((want.astype(np.float64) ** 2).mean()))
-    return np.full(len(want), 2 * tolerance.logits_error * size)
-
-
-def margins(logits: np.ndarray) -> np.ndarray:
-    """How far the strongest class is above the next, [N]."""
-    best = np.sort(logits, axis=1)[:, -2:]
-    return best[:, 1] - best[:, 0]
+def near_ties(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Pictures whose two most probable classes are within ``NEAR_TIE``, bool [N]."""
+    best = np.sort(probabilities(logits, temperature), axis=1)[:, -2:]
+    return np.asarray(best[:, 1] - best[:, 0] <= NEAR_TIE)
 
 
 def compare_logits(
@@ -124,7 +120,7 @@ def compare_logits(
     if moved.mean() > tolerance.probability:
         failures.append(f"probabilities move by {moved.mean():.2e} in the mean, allowed {tolerance.probability:.0e}")
     changed = got.argmax(axis=1) != want.argmax(axis=1)
-    agree, near = float((~changed).mean()), margins(want) <= near_tie(want, tolerance)
+    agree, near = float((~changed).mean()), near_ties(want, temperature)
     if agree < tolerance.decisions:
         failures.append(f"{agree:.2%} of decisions agree, needed {tolerance.decisions:.2%}; of {int(changed.sum())} "
                         f"changed ones {int((changed & near).sum())} are near ties")  # fmt: skip
@@ -144,8 +140,8 @@ class Flip:
         key: its name.
         before, after: emotions.
         confidence_before, confidence_after: their probabilities, 0..1.
-        margin: how far the trained model's logit of its answer is above that of the other.
-        near_tie: by so little that the tolerance alone may swap them.
+        margin: how far the trained model's probability of its answer is above that of the other.
+        near_tie: no further than ``NEAR_TIE``.
         label: the right emotion, where it is known.
     """
 
@@ -161,7 +157,7 @@ class Flip:
 
 
 def flips(
-    want: np.ndarray, got: np.ndarray, tolerance: Tolerance, temperature: float, keys: Sequence[str], labels: np.ndarray
+    want: np.ndarray, got: np.ndarray, temperature: float, keys: Sequence[str], labels: np.ndarray
 ) -> tuple[Flip, ...]:
     """All of them, the most decided first. Logits that are not finite have no answer."""
     usable = np.isfinite(got).all(axis=1) & np.isfinite(want).all(axis=1)
@@ -169,13 +165,13 @@ def flips(
     if not places:
         return ()
     before, after = probabilities(want[places], temperature), probabilities(got[places], temperature)
-    limits, found = near_tie(want, tolerance), []
+    found = []
     for row, place in enumerate(places):
         a, b = int(want[place].argmax()), int(got[place].argmax())
-        margin = float(want[place, a] - want[place, b])
+        margin = float(before[row, a] - before[row, b])
         label = int(labels[place])
         found.append(Flip(
             place, keys[place], LABELS[a], LABELS[b], float(before[row, a]), float(after[row, b]), margin,
-            bool(margin <= limits[place]), LABELS[label] if label >= 0 else None,
+            margin <= NEAR_TIE, LABELS[label] if label >= 0 else None,
         ))  # fmt: skip
     return tuple(sorted(found, key=lambda flip: -flip.margin))

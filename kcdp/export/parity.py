@@ -16,7 +16,7 @@ import onnx_ir as ir
 from tqdm import tqdm
 
 from kcdp.errors import KcdpError, nearest
-from kcdp.export.agreement import Closeness, closeness, compare_logits, flips, joined, margins, near_tie
+from kcdp.export.agreement import Closeness, closeness, compare_logits, flips, joined, near_ties
 from kcdp.export.parity_report import ParityReport, Run, RuntimeReport
 from kcdp.export.reference import Reference
 from kcdp.export.runners import check_runtime, open_runner
@@ -162,9 +162,7 @@ def compare(reference: Reference, runner: Runner, gate: Gate, levels: Levels | N
         flip.place: flip
         for run in reversed(runs)
         if run.logits is not None
-        for flip in flips(
-            reference.logits, run.logits, gate.tolerance, gate.temperature, reference.keys, reference.labels
-        )
+        for flip in flips(reference.logits, run.logits, gate.temperature, reference.keys, reference.labels)
     }
     ordered = sorted(changed.values(), key=lambda flip: -flip.margin)
     accuracy = None if answered is None else accuracy_of(reference.labels, answered)
@@ -190,7 +188,7 @@ def assemble(
         temperature=gate.temperature,
         runtimes=tuple(reports),
         general=tuple(general),
-        near_ties=int((margins(logits) <= near_tie(logits, gate.tolerance)).sum()) if len(logits) else 0,
+        near_ties=int(near_ties(logits, gate.temperature).sum()),
         answers={name: int(n) for name, n in zip(LABELS, counts, strict=True) if n},
         accuracy=accuracy_of(reference.labels, reference.logits),
     )
@@ -257,9 +255,7 @@ def _output(outputs: Mapping[str, np.ndarray], name: str, want: np.ndarray, fail
     return got
 
 
-def _logits(
-    reference: Reference, runner: Runner, batch: int, progress: bool, failures: list[str]
-) -> np.ndarray | None:
+def _logits(reference: Reference, runner: Runner, batch: int, progress: bool, failures: list[str]) -> np.ndarray | None:
     parts = []
     for places, outputs in _outputs(reference, runner, batch, None, progress):
         got = _output(outputs, "logits", reference.logits[places.start : places.stop], failures)

@@ -66,7 +66,7 @@ class ParityReport:
         general: failures that are no runtime's: the signature, the trained model itself.
         pictures, level_pictures: how many had logits compared, and how many v, features and maps.
         temperature: of the probabilities.
-        near_ties: pictures whose two best classes are nearer to each other than the tolerance.
+        near_ties: pictures whose two most probable classes are nearly tied in the trained model; see ``NEAR_TIE``.
         answers: emotion -> how many pictures the trained model gives it.
         accuracy: of the trained model on the pictures that have labels; None: none has.
     """

@@ -86,7 +86,7 @@ class Reference:
                     if start < room:
                         kept[name].append(_array(tensor[: room - start]))
         self.logits = np.concatenate(logits)
-        self.levels = {name: np.concatenate(parts) for name, parts in kept.items()}
+        self.levels = {name: np.concatenate(parts) for name, parts in kept.items() if parts}
 
     @property
     def images(self) -> np.ndarray:
