@@ -56,6 +56,10 @@ class TextSpec:
         for name in ("encoder", "prefix", "graph", "tokenizer"):
             if not isinstance(getattr(self, name), str):
                 raise KcdpError(f"{name} of the text side is {getattr(self, name)!r}", "a text")
+        for name in ("graph", "tokenizer"):
+            file = getattr(self, name)
+            if not file.strip(".") or "/" in file or "\\" in file:
+                raise KcdpError(f"{name} of the text side is {file!r}", "the name of a file")
 
     @property
     def tokens(self) -> int:
