@@ -211,25 +211,6 @@ def test_uint16_activations_load_and_are_finer(opset):
     assert finer > snr(want, run(other)) + 3
 
 
-def test_mean_errors_are_taken_off_biases_rows_and_where_there_was_none():
-    shift = {
-        name: np.full(n, 0.5, np.float32) for name, n in (("conv1", 16), ("conv2", 16), ("matmul", 32), ("gemm", 6))
-    }
-    for name in shift:
-        model, other = graph(), graph()
-        ranges = {key: Interval(-20.0, 20.0) for key in ranges_of(model)}
-        skip = {layer.name for layer in find_layers(model.graph)} - {name}
-        probe = {"conv1": "c1", "conv2": "c2", "matmul": "a4", "gemm": "logits"}[name]
-        results = []
-        for graph_, shifts in ((model, {}), (other, {name: shift[name]})):
-            value = next(v for n in graph_.graph for v in n.outputs if v.name == probe)
-            quantize(graph_, ranges, skip=skip, shifts=shifts)
-            if value not in graph_.graph.outputs:
-                graph_.graph.outputs.append(value)
-            results.append(open_session(graph_).run([probe], {"x": PICTURES})[0])
-        np.testing.assert_allclose(results[0] - results[1], 0.5, atol=0.02, err_msg=name)
-
-
 def test_errors_name_what_is_near():
     with pytest.raises(KcdpError, match="no layer is called 'conv9' \\(did you mean 'conv"):
         quantised(graph(), skip={"conv9"})

@@ -33,7 +33,7 @@ from kcdp.export.tracing import keep_outputs, trace
 from kcdp.models.build import build_model
 from kcdp.settings import DataConfig
 
-SMALL = Effort(pictures=24, batch=6, correction=24, trials=50)
+SMALL = Effort(pictures=24, batch=6, trials=50)
 
 
 def array(*shape, scale=0.3):
@@ -89,7 +89,8 @@ def test_the_plan_is_applied_as_it_was_measured():
     report = plan.apply(model)
     got = np.concatenate([open_session(model).run(["logits"], feed)[0] for feed in held_out])
     want, got = (logits - logits.mean(axis=1, keepdims=True) for logits in (want, got))
-    assert 10 * np.log10((want**2).sum() / ((got - want) ** 2).sum()) == pytest.approx(plan.trials[-1].snr_db, abs=1.5)
+    typical = np.exp(np.log(((got - want) ** 2).sum(axis=1)).mean()) / (want**2).sum(axis=1).mean()
+    assert -10 * np.log10(typical) == pytest.approx(plan.trials[-1].snr_db, abs=1.5)
     assert report.quantised == len(report.rows) - 1
     assert report.notes[-1].startswith("chosen: ") and "1 layers" in report.notes[-1]
     assert "| `second` | Gemm | 1024 |" in report.table().splitlines()[2], "the worst comes first"
@@ -113,7 +114,7 @@ def test_layers_are_left_out_until_the_target_is_met_and_no_more_than_a_share(mo
 def test_groups_of_neighbours_share_what_they_do_to_the_logits():
     model, (feeds, held_out) = chain(1.0), inputs()
     single = make_plan(model, feeds, held_out, target_db=0.0, effort=SMALL)
-    grouped = make_plan(model, feeds, held_out, target_db=0.0, effort=Effort(24, 6, 24, trials=2))
+    grouped = make_plan(model, feeds, held_out, target_db=0.0, effort=Effort(24, 6, trials=2))
     assert set(grouped.effect_db) == set(single.effect_db) == {layer.name for layer in find_layers(model.graph)}
     noise = [sum(10 ** (-value / 10) for value in plan.effect_db.values()) for plan in (single, grouped)]
     assert noise[1] == pytest.approx(noise[0], rel=1.0)
@@ -180,24 +181,12 @@ def test_switches_off_are_the_model_itself_and_on_the_quantised_one(tiny):
     ranges = sensitivity.collect(model, names, feeds).ranges("min-max")
     setting = Setting("min-max", ranges)
     simulated = bench.trial(setting, np.ones(len(layers), bool))
-    compared = compare_layers(model, ACTIVATIONS["uint8"], 127, ranges, {}, feeds)
-    assert compared.work.min() > 0 and compared.noise.shape == (len(layers),)
+    noise, work = compare_layers(model, ACTIVATIONS["uint8"], 127, ranges, feeds)
+    assert work.min() > 0 and noise.shape == (len(layers),) and noise.max() < 0.1
     rounded = model.clone()
     quantize(rounded, ranges)
     got = np.concatenate([open_session(rounded).run(["logits"], feed)[0] for feed in feeds])
     assert -10 * np.log10(bench.noise(got.astype(np.float64))) == pytest.approx(simulated.snr_db, abs=3)
-
-
-def test_mean_errors_vanish_once_they_are_taken_off(tiny):
-    model, images = tiny
-    feeds = feeds_of({"images": images}, 8)
-    layers = find_layers(model.graph)
-    names = {name for layer in layers for name in layer.quantised_values}
-    ranges = sensitivity.collect(model, names, feeds).ranges("min-max")
-    before = compare_layers(model, ACTIVATIONS["uint8"], 127, ranges, {}, feeds).shifts
-    after = compare_layers(model, ACTIVATIONS["uint8"], 127, ranges, before, feeds).shifts
-    largest = [max(np.abs(part).max() for part in shifts.values()) for shifts in (before, after)]
-    assert largest[1] < largest[0] / 100
 
 
 def test_the_tiny_model_is_quantised_whole(tiny):

@@ -46,18 +46,16 @@ class Effort:
     Attributes:
         pictures: to calibrate on and to choose by.
         batch: pictures in one run.
-        correction: of them, how many mean errors are taken from.
         trials: runs over the pictures held out that single layers, or groups of them, may take.
     """
 
     pictures: int
     batch: int
-    correction: int
     trials: int
 
 
 #: Half a minute for a model of a few million weights; three minutes for one of a thousand million, on two cores.
-EFFORT, EFFORT_OF_LARGE = Effort(96, 8, 64, 400), Effort(12, 3, 4, 8)
+EFFORT, EFFORT_OF_LARGE = Effort(96, 8, 400), Effort(12, 3, 8)
 #: A model of more bytes of weights is large.
 LARGE = 1 << 29
 

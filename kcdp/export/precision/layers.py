@@ -48,28 +48,6 @@ class Layer:
         return lengths(self.weight)[self.axis]
 
     @property
-    def channel_shape(self) -> tuple[int, ...]:
-        """The shape in which a number for each output channel broadcasts to the answer."""
-        inside = len(lengths(self.weight)) - 2 if self.kind in CONVOLUTIONS else 0
-        return (self.channels, *(1,) * inside)
-
-    @property
-    def row(self) -> tuple[ir.Node, int] | None:
-        """Of a MatMul: the Add, and its input, by which a constant row is added to the answer, for nobody else."""
-        uses = list(self.node.outputs[0].uses())
-        if self.kind != "MatMul" or len(uses) != 1 or uses[0].node.op_type != "Add":
-            return None
-        other = uses[0].node.inputs[1 - uses[0].idx]
-        if other is None or not other.is_initializer() or lengths(other) != (self.channels,):
-            return None
-        return uses[0].node, 1 - uses[0].idx
-
-    @property
-    def has_bias(self) -> bool:
-        """A number can be added to each output channel at no cost."""
-        return self.row is not None if self.kind == "MatMul" else usual_bias(self)
-
-    @property
     def quantised_values(self) -> tuple[str, ...]:
         """Names of the values that need a range."""
         names = (name_of(self.source),)

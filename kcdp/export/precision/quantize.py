@@ -101,7 +101,6 @@ def quantize(
     *,
     activations: str = "uint8",
     skip: Mapping[str, str] | Collection[str] = frozenset(),
-    shifts: Mapping[str, np.ndarray] | None = None,
     reduce_range: bool = False,
 ) -> QuantReport:
     """Quantise the layers of a float32 graph, in place.
@@ -110,7 +109,6 @@ def quantize(
         ranges: value name -> what it holds on calibration pictures, for every name in ``Layer.quantised_values``.
         activations: a key of ``ACTIVATIONS``.
         skip: names of layers to leave in float32, with the reason where it is a mapping.
-        shifts: layer name -> float32 [channels], the mean error of its answer, taken off again where it has a bias.
         reduce_range: weights of 7 bits, for CPUs without VNNI.
 
     Raises:
@@ -123,9 +121,8 @@ def quantize(
     layers = find_layers(model.graph)
     check_names(skip, layers)
     before = weight_bytes(model.graph)
-    writer = _Writer(
-        model, ACTIVATIONS[activations], ranges, shifts or {}, REDUCED_RANGE if reduce_range else FULL_RANGE
-    )
+    limit = REDUCED_RANGE if reduce_range else FULL_RANGE
+    writer = _Writer(model, ACTIVATIONS[activations], ranges, limit)
     chosen = [layer for layer in layers if layer.name not in skip]
     for layer in chosen:
         writer.rewrite(layer)
@@ -161,16 +158,8 @@ def rounding_domain(activation: ActivationType, model: ir.Model) -> str:
 class _Writer:
     """Puts QuantizeLinear and DequantizeLinear into a graph."""
 
-    def __init__(
-        self,
-        model: ir.Model,
-        activation: ActivationType,
-        ranges: Mapping[str, Interval],
-        shifts: Mapping[str, np.ndarray],
-        limit: int,
-    ) -> None:
-        self.graph, self.activation, self.limit = model.graph, activation, limit
-        self.ranges, self.shifts = ranges, shifts
+    def __init__(self, model: ir.Model, activation: ActivationType, ranges: Mapping[str, Interval], limit: int) -> None:
+        self.graph, self.activation, self.ranges, self.limit = model.graph, activation, ranges, limit
         self.pairs: dict[ir.Value, ir.Value] = {}
         self.scales: dict[ir.Value, np.ndarray] = {}
         self.domain = rounding_domain(activation, model)
@@ -196,7 +185,7 @@ class _Writer:
         if name not in self.ranges:
             raise KcdpError(f"no range of {name!r}", "a range of every value that is quantised", "calibrate this graph")
         scale, zero = self.activation.parameters(self.ranges[name])
-        inputs = (self.constant(f"{name}.scale", scale), self.constant(f"{name}.zero", zero))
+        inputs = (self.constant(f"{name}.rounding.scale", scale), self.constant(f"{name}.rounding.zero", zero))
         quantised = _node("QuantizeLinear", [value, *inputs], f"{name}.quantised", self.activation.dtype, self.domain)
         result = _node("DequantizeLinear", [quantised.outputs[0], *inputs], f"{name}.rounded", domain=self.domain)
         for node in (quantised, result):
@@ -214,35 +203,15 @@ class _Writer:
         assert layer.weight.const_value is not None
         weight = layer.weight.const_value.numpy()
         integers, scale = quantise_weight(weight, layer.axis, self.limit)
-        bias = self.bias(layer)
-        if bias is not None and not self.activation.integer_bias:
-            layer.node.replace_input_with(2, self.constant(f"{layer.name}.bias", bias))
-        elif bias is not None:
+        if self.activation.integer_bias and layer.bias is not None and usual_bias(layer):
+            assert layer.bias.const_value is not None
+            bias = layer.bias.const_value.numpy()
             needed = np.abs(bias) / (source_scale * np.float32(BIAS_RANGE))
             if (needed > scale).any():  # a channel of next to no weights
                 scale = np.maximum(scale, needed)
                 integers = round_weight(weight, scale, layer.axis, self.limit)
             self.put(layer, 2, np.rint(bias / (scale * source_scale)).astype(np.int32), scale * source_scale, 0)
         self.put(layer, 1, integers, scale, layer.axis)
-
-    def bias(self, layer: Layer) -> np.ndarray | None:
-        """A layer's bias less the mean error of its answer; None: it stays as it is."""
-        shift = self.shifts.get(layer.name)
-        if layer.kind == "MatMul" or not usual_bias(layer):
-            if shift is not None and layer.row is not None:
-                node, index = layer.row
-                row = node.inputs[index]
-                assert row is not None and row.const_value is not None
-                corrected = self.constant(f"{layer.name}.row", row.const_value.numpy() - shift)
-                node.replace_input_with(index, corrected)
-            return None
-        if layer.bias is not None and layer.bias.const_value is not None:
-            bias = layer.bias.const_value.numpy()
-            return bias if shift is None else bias - shift
-        if shift is not None:
-            layer.node.resize_inputs(3)
-            return -shift
-        return None
 
     def put(self, layer: Layer, index: int, integers: np.ndarray, scale: np.ndarray, axis: int) -> None:
         """Constant integers in place of an input."""
