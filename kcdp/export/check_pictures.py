@@ -1,25 +1,21 @@
-"""What a graph is checked on: pictures, and sentences for a graph that is told what they show."""
+"""The pictures that a graph is checked on, and how they reach it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
-import torch
 
 from kcdp.data.dataset import ImageDataset
 from kcdp.data.registry import open_dataset, open_datasets
 from kcdp.errors import KcdpError
-from kcdp.knowledge.embedding import constant_tokens
-from kcdp.knowledge.text import TextEncoder
-from kcdp.preprocess import PreprocessSpec
 from kcdp.settings import DataConfig
 
 #: How many of a run's own pictures are taken.
 CHECK_PICTURES = 200
-#: Told in turn about pictures that come without words. They need not be true: both sides are told the same.
-SENTENCES = (
-    "a sticker", "a happy dog with its tongue out", "a person crying in the rain", "an angry face, red with rage",
-    "two friends surprised by a birthday cake", "a child afraid of the dark", "somebody who smells rotten fish", "😂",
-)  # fmt: skip
+
+Feed = Mapping[str, np.ndarray]
 
 
 def check_pictures(spec: str | None, data: DataConfig) -> ImageDataset:
@@ -49,22 +45,17 @@ def check_pictures(spec: str | None, data: DataConfig) -> ImageDataset:
     return pictures
 
 
-def check_inputs(
-    pictures: ImageDataset, preprocess: PreprocessSpec, encoder: TextEncoder | None = None, tokens: int = 0
-) -> dict[str, np.ndarray]:
-    """The graph's inputs by name.
+def preparation(scaling: Mapping[str, Any]) -> Callable[[dict[str, np.ndarray]], Feed]:
+    """What a bundle's graph takes, from bytes: themselves or, of a plain export, scaled pictures with channels first.
 
     Args:
-        encoder: of a graph that takes knowledge; None: it does not.
-        tokens: how many knowledge tokens it takes.
-
-    Returns:
-        "images" uint8 [N, S, S, 3] and, with an encoder, "knowledge" float32 [N, tokens, W]: of the words that come
-        with a picture, else of one of ``SENTENCES``.
+        scaling: of the manifest.
     """
-    inputs = {"images": preprocess.apply_batch([pictures.image(i) for i in range(len(pictures))])}
-    if encoder is not None:
-        texts = [sample.text or SENTENCES[i % len(SENTENCES)] for i, sample in enumerate(pictures.samples)]
-        states = {text: constant_tokens(text, tokens, encoder) for text in dict.fromkeys(texts)}
-        inputs["knowledge"] = torch.stack([states[text] for text in texts]).float().cpu().numpy()
-    return inputs
+    if not scaling:
+        return dict
+    scale, shift = (np.array(scaling[name], np.float32).reshape(1, -1, 1, 1) for name in ("scale", "shift"))
+
+    def prepare(feed: dict[str, np.ndarray]) -> Feed:
+        return {**feed, "images": feed["images"].transpose(0, 3, 1, 2).astype(np.float32) * scale + shift}
+
+    return prepare

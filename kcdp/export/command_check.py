@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kcdp.bundle import Bundle, Manifest
 from kcdp.errors import KcdpError, require
-from kcdp.files import make_folder
+from kcdp.files import make_folder, sha256_file
 from kcdp.training import PACKAGES
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     """Compare; 0 when the gate is passed, 1 when it is not."""
     for package in (*PACKAGES, "onnx", "onnx_ir", "onnxruntime"):
         require(package, "export")
-    from kcdp.export.check_pictures import check_inputs, check_pictures
+    from kcdp.export.check_pictures import check_pictures, preparation
+    from kcdp.export.knowledge_choice import sample_knowledge
     from kcdp.export.parity import BATCH_SIZES, Gate, run_gate
     from kcdp.export.parity_page import write_parity_page
     from kcdp.export.reference import Reference
@@ -64,11 +65,17 @@ def run(args: argparse.Namespace) -> int:
         print(f"comparing {args.bundle} with {checkpoint_path}{whose} on {len(pictures)} pictures of {pictures.name}")
         print("logits, probabilities and decisions; v, features and maps are compared at export only")
     named, encoder = reference_model(model, checkpoint.config.model, manifest)
-    inputs = check_inputs(pictures, manifest.preprocess, encoder, model.features.tokens)
+    inputs = {"images": manifest.preprocess.apply_batch([pictures.image(i) for i in range(len(pictures))])}
+    if encoder is not None:
+        inputs["knowledge"] = sample_knowledge(encoder, len(pictures))
     keys = [sample.key for sample in pictures.samples]
     reference = Reference(named, inputs, keys=keys, labels=pictures.labels, level_pictures=0, progress=progress)
+    reference.prepare = preparation(manifest.scaling)
     gate = Gate(manifest.precision["default"], BATCH_SIZES, manifest.calibration["temperature"], args.threads, progress)
     runtimes = args.runtime or [name for name in gated_on(manifest) if name in available()]
+    if not runtimes:
+        raise KcdpError(f"none of {', '.join(gated_on(manifest))} works here", f"one of {', '.join(available())}",
+                        "name one with --runtime")  # fmt: skip
     report = run_gate(reference, bundle.model_path, manifest.graph, gate, runtimes=runtimes)
     if args.out is not None:
         make_folder(Path(args.out))
@@ -91,19 +98,16 @@ def check_source(manifest: Manifest, checkpoint: Path, bundle: str, any_run: boo
     Raises:
         KcdpError: it was not, or does not say, and ``any_run`` is False.
     """
-    from kcdp.files import sha256_file
-
     stored, found = manifest.source.get("sha256"), sha256_file(checkpoint)
     if stored == found:
         return True
-    if not any_run:
-        made = (
-            f"SHA-256 {str(stored)[:12]}… as in {bundle}" if stored else f"a checkpoint, which {bundle} does not name"
-        )
-        raise KcdpError(
-            f"{checkpoint} has SHA-256 {found[:12]}…", made, "give the run it was exported from, or add --any-run"
-        )
-    return False
+    if any_run:
+        return False
+    fix = "give the run it was exported from, or add --any-run"
+    if not stored:
+        raise KcdpError(f"{bundle} does not say which checkpoint it was made from", "its SHA-256 in the manifest", fix)
+    made = f"SHA-256 {str(stored)[:12]}… as in {bundle}"
+    raise KcdpError(f"{checkpoint} has SHA-256 {found[:12]}…", made, fix)
 
 
 def reference_model(model: Kadap, config: ModelConfig, manifest: Manifest) -> tuple[Named, Any]:
@@ -113,7 +117,8 @@ def reference_model(model: Kadap, config: ModelConfig, manifest: Manifest) -> tu
 
     knowledge = manifest.knowledge
     own = config.knowledge.mode
-    text = knowledge.get("text") if knowledge["mode"] == "constant" and own != "constant" else None
+    options = manifest.export.get("options", {})
+    text = options.get("text") if knowledge["mode"] == "constant" and own != "constant" else None
     choice = choose_knowledge(model, config, knowledge["mode"], text)
     return ReferenceModel(model, choice.fixed), choice.encoder
 

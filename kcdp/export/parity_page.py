@@ -22,7 +22,7 @@ from kcdp.training.reports.markdown import code, table
 
 PAGE, HISTOGRAM, FLIPPED = "parity.md", "parity.png", "flipped.png"
 #: Pictures on the sheet of changed answers, and rows of their list: the page stays below 300 kB.
-CARDS, ROWS = 18, 24
+CARDS, ROWS = 12, 24
 #: Of runtimes in the plots: colour, line and marker, each of which alone tells them apart.
 STYLES = (("#000000", "-", "o"), ("#0072b2", "--", "s"), ("#e69f00", ":", "^"), ("#009e73", "-.", "D"))
 #: Differences below this are drawn as this.

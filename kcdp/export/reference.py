@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -47,6 +47,7 @@ class Reference:
         inputs: by name.
         logits: float32 [N, 6].
         levels: every other output by name, float32, of the first pictures.
+        prepare: what a graph's inputs are made of those of the model with; by default they are the same.
 
     Raises:
         KcdpError: no pictures, inputs of different lengths, or a model that is not float32.
@@ -63,6 +64,7 @@ class Reference:
         progress: bool = False,
     ) -> None:
         self.inputs = {"images": inputs} if isinstance(inputs, np.ndarray) else dict(inputs)
+        self.prepare: Callable[[dict[str, np.ndarray]], Feed] = dict
         count = _rows(self.inputs)
         self.keys = tuple(keys) or tuple(f"picture {i + 1}" for i in range(count))
         self.labels = np.full(count, -1) if labels is None else np.asarray(labels)
@@ -119,7 +121,7 @@ class Reference:
         for start in range(0, total, batch):
             places = range(start, min(start + batch, total))
             chosen = np.arange(start, start + batch) % total if fixed or total < batch else np.array(places)
-            yield places, {name: array[chosen] for name, array in self.inputs.items()}
+            yield places, self.prepare({name: array[chosen] for name, array in self.inputs.items()})
 
 
 def _rows(inputs: Feed) -> int:

@@ -48,7 +48,10 @@ class CompiledGraph(Runner):
         self.path, self.precision, self.threads = Path(path), precision, threads_or_all(threads)
         self._library = require("openvino", "openvino")
         core = self._library.Core()
-        graph = ir.load(self.path).graph
+        try:
+            graph = ir.load(self.path).graph
+        except Exception as error:
+            raise DoesNotRun(f"OpenVINO cannot open {self.path.name} ({first_line(error)})") from error
         asked = self._asked(core, any(v.dtype == ir.DataType.BFLOAT16 for v in graph.initializers.values()))
         settings = {"INFERENCE_NUM_THREADS": self.threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": asked}
         try:

@@ -144,7 +144,7 @@ class RoundingSession(Session):
 
     def _graph(self) -> Path:
         target = Path(self._traces.name) / "rounded.onnx"
-        model = ir.load(self.path)
+        model = ir.load(self.path)  # what goes wrong here, _open reports
         self.rounded = round_in_float32(model)
         ir.save(model, target, external_data=WEIGHTS)
         return target
