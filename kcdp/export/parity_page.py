@@ -122,11 +122,11 @@ def _features(report: ParityReport) -> str:
             if row["cosine"] is None:
                 rows.append([runtime.name, name, "not finite", "-", "-"])
             else:
-                rows.append([runtime.name, name, f"{row['cosine']:.7f}", f"{row['length']:.1e}",
+                rows.append([runtime.name, name, f"{max(1 - row['cosine'], 0):.1e}", f"{row['length']:.1e}",
                              f"{row['max_abs']:.1e}"])  # fmt: skip
     if not rows:
         return ""
-    heads = ("runtime", "output", "least cosine", "length off by", "largest difference")
+    heads = ("runtime", "output", "1 - least cosine", "length off by", "largest difference")
     text = "Of the worst picture at either batch size; measured on the same graph with these as outputs.\n\n"
     return "## Features and attention maps\n\n" + text + table(heads, rows, 2)
 
@@ -180,6 +180,11 @@ def _executed(report: ParityReport) -> str:
         known = ", ".join(f"{key} {value}" for key, value in facts.items() if key != "runtime" and value is not None)
         counted = f" Products by the type they ran in: {products}." if products else ""
         lines.append(f"- {runtime.name}: {known or 'nothing known'}.{counted}" + (f" Nodes: {nodes}." if nodes else ""))
+    if any(runtime.name == "rounding" for runtime in report.runtimes):
+        lines.append(
+            "\nProcessors compute half precision in float32 and leave out the roundings between; `rounding` is ONNX "
+            "Runtime with every result rounded to its type in the graph, as on a GPU: what overflows there overflows."
+        )
     return "## What ran\n\n" + "\n".join(lines) if lines else ""
 
 
@@ -262,7 +267,8 @@ def _plot_logits(axes: Any, report: ParityReport, reference: Reference) -> None:
         label = f"allowed root mean square, {100 * tolerance.logits_error:g} % of the logits'"
     axes.axvline(limit, color=GREY, linewidth=1.6, linestyle=(0, (1, 1)), label=label)
     axes.set_xscale("log")
-    axes.set_xlabel(f"difference of a logit (none: {LEAST_DIFFERENCE:g})")
+    equal = any((values <= LEAST_DIFFERENCE).any() for values in parts)
+    axes.set_xlabel("difference of a logit" + (f" (equal ones at {LEAST_DIFFERENCE:g})" if equal else ""))
     axes.set_ylabel(f"logits, of {want.size}")
     axes.set_ylim(0, axes.get_ylim()[1] * 1.02)
     axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), frameon=False)

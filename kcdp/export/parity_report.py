@@ -121,6 +121,6 @@ class ParityReport:
             return "nothing to compare"
         decisions = run.numbers["decisions"]["agree"]
         cosines = [row["cosine"] for row in run.numbers.get("levels", {}).values() if row["cosine"] is not None]
-        worst = f", features and maps cosine >= {min(cosines):.7f}" if cosines else ""
+        worst = f", features and maps cosine >= 1 - {1 - min(cosines):.0e}" if cosines else ""
         return (f"logits within {run.numbers['logits']['max_abs']:.1e}, decisions {decisions:.2%} "
                 f"of {self.pictures}{worst}")  # fmt: skip

@@ -5,7 +5,7 @@ A runtime that would compute elsewhere, or in another type, than it was asked to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
@@ -24,6 +24,9 @@ class Runtime(Protocol):
 
     def absent(self) -> KcdpError | None:
         """Why it cannot be used here; None: it can."""
+
+    def has_bfloat16(self) -> bool:
+        """Whether products run in bfloat16, or as if; asked only where it is not absent."""
 
 
 #: name -> class. "rounding" is no runtime of a device: it is ONNX Runtime with half precision rounded as a GPU does.
@@ -49,6 +52,19 @@ def check_runtime(name: str) -> Runtime:
     if reason is not None:
         raise reason
     return RUNTIMES[name]
+
+
+def usable(names: Sequence[str], precision: str) -> tuple[str, ...]:
+    """Those of the runtimes that work on this machine and have arithmetic of a precision there.
+
+    ONNX Runtime's processor kernels know no bfloat16 convolution or product.
+    """
+    found = []
+    for name in names:
+        known = name in RUNTIMES and RUNTIMES[name].absent() is None
+        if known and (precision != "bfloat16" or RUNTIMES[name].has_bfloat16()):
+            found.append(name)
+    return tuple(found)
 
 
 def open_runner(name: str, path: str | Path, precision: str = "float32", threads: int | None = None) -> Runner:

@@ -291,7 +291,13 @@ def test_a_graph_that_does_not_run_is_a_failure(reference, tmp_path):
     assert "onnxruntime was fed images uint8 [1, 16, 16, 3]; expected images uint8 [?, 16, 16, 3], knowledge" in str(
         report.failures
     )
-    assert "nothing to compare" not in report.summary() and report.summary().count("FAILED") == 2
+    assert "nothing to compare" not in report.summary() and report.summary().count("FAILED") == 3
+
+
+def test_a_gate_that_ran_nothing_fails(reference, tmp_path):
+    path = write_graph(tmp_path / "model.onnx", ("logits",))
+    report = run_gate(reference, path, spec(), Gate(), runtimes=())
+    assert report.failures == ("no runtime gave any logits: nothing was compared",)
 
 
 def test_pictures_of_another_size_are_refused_by_the_runner(tmp_path):

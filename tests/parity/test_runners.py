@@ -12,7 +12,7 @@ from gate_parts import SIZE, pictures, write_graph
 
 from kcdp.errors import KcdpError
 from kcdp.export import runners
-from kcdp.export.runners import RUNTIMES, available, open_runner
+from kcdp.export.runners import RUNTIMES, available, open_runner, usable
 from kcdp.export.running.compiled import CompiledGraph
 from kcdp.export.running.rounding import round_in_float32
 from kcdp.export.running.runner import DoesNotRun, Executed, FunctionRunner, Port, executed
@@ -37,6 +37,14 @@ def test_names_and_what_is_missing(monkeypatch):
     assert "openvino" not in available()
     with pytest.raises(KcdpError, match=r"the package 'openvino' is not installed; run: pip install"):
         open_runner("openvino", "model.onnx")
+
+
+def test_what_is_usable_for_a_precision(monkeypatch):
+    assert usable(("onnxruntime", "an engine", "rounding"), "float16") == ("onnxruntime", "rounding")
+    assert usable(("onnxruntime", "rounding"), "bfloat16") == ("rounding",)
+    monkeypatch.setattr(CompiledGraph, "absent", classmethod(lambda cls: None))
+    monkeypatch.setattr(CompiledGraph, "has_bfloat16", classmethod(lambda cls: False))
+    assert usable(("openvino",), "bfloat16") == () and usable(("openvino",), "int8") == ("openvino",)
 
 
 def test_onnx_runtime_says_what_it_executed(tmp_path):
@@ -120,7 +128,7 @@ class TestOpenVino:
         """What OpenVINO 2026.4 does when it is asked for float16 on a processor without it."""
         if "FP16" in self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             pytest.skip("this processor has float16")
-        monkeypatch.setattr(CompiledGraph, "_asked", lambda self, core, typed: "f16")
+        monkeypatch.setattr(CompiledGraph, "_asked", lambda self, typed: "f16")
         with pytest.raises(KcdpError, match=r"OpenVINO took (bfloat16|float32) instead of float16; expected"):
             open_runner("openvino", write_graph(tmp_path / "model.onnx"))
 

@@ -73,7 +73,7 @@ def test_a_page_with_its_pictures(reference, outputs, tmp_path):
     text = files[0].read_text(encoding="utf-8")
     for part in (
         "# Parity: FAILED", "`folder:stickers`, 1 and 5 at a time", "## What failed", "openvino: batch 5: ",
-        "| onnxruntime | 5 | ", "![differences of logits", "| openvino | maps_s8 | 0.", "## Accuracy before and after",
+        "| onnxruntime | 5 | ", "![differences of logits", "| openvino | maps_s8 | ", "## Accuracy before and after",
         "| always surprise | 16.7 |", "## Changed answers", "`` folder/a\\|b `", "more are not listed here",
         "![pictures whose answer changed](flipped.png)", "## What ran", "## What is allowed",
         "python -m kcdp.export check BUNDLE",

@@ -52,7 +52,7 @@ class CompiledGraph(Runner):
             graph = ir.load(self.path).graph
         except Exception as error:
             raise DoesNotRun(f"OpenVINO cannot open {self.path.name} ({first_line(error)})") from error
-        asked = self._asked(core, any(v.dtype == ir.DataType.BFLOAT16 for v in graph.initializers.values()))
+        asked = self._asked(any(v.dtype == ir.DataType.BFLOAT16 for v in graph.initializers.values()))
         settings = {"INFERENCE_NUM_THREADS": self.threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": asked}
         try:
             self._compiled: Any = core.compile_model(core.read_model(str(self.path)), "CPU", settings)
@@ -77,16 +77,22 @@ class CompiledGraph(Runner):
             return error
         return None
 
+    @classmethod
+    def has_bfloat16(cls) -> bool:
+        """Whether the processor has it."""
+        capabilities = require("openvino", "openvino").Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return "BF16" in capabilities
+
     def executed(self) -> Executed | None:
         return self._executed
 
     def close(self) -> None:
         self._compiled = None
 
-    def _asked(self, core: Any, typed: bool) -> str:
+    def _asked(self, typed: bool) -> str:
         if self.precision != "bfloat16" or typed:
             return "f32"
-        if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if not self.has_bfloat16():
             raise KcdpError("this processor has no bfloat16", fix="check this precision on a machine that has it")
         return "bf16"
 

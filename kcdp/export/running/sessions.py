@@ -78,6 +78,11 @@ class Session(Runner):
             cls.provider, 'on a machine with a CUDA GPU run: pip uninstall onnxruntime; pip install "kcdp[gpu]"',
         )  # fmt: skip
 
+    @classmethod
+    def has_bfloat16(cls) -> bool:
+        """Whether products run in bfloat16."""
+        return cls.provider != CPU
+
     def executed(self) -> Executed | None:
         return self._executed
 
@@ -138,6 +143,11 @@ class RoundingSession(Session):
     """
 
     name = "rounding"
+
+    @classmethod
+    def has_bfloat16(cls) -> bool:
+        """As if."""
+        return True
 
     def failures(self) -> list[str]:
         return [] if self.rounded else ["nothing is rounded: the graph holds no half precision"]
