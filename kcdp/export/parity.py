@@ -19,7 +19,7 @@ from kcdp.errors import KcdpError, nearest
 from kcdp.export.agreement import Closeness, closeness, compare_logits, flips, joined, near_ties
 from kcdp.export.parity_report import ParityReport, Run, RuntimeReport
 from kcdp.export.reference import Reference
-from kcdp.export.runners import check_runtime, open_runner
+from kcdp.export.runners import check_runtime, open_runner, usable
 from kcdp.export.running.rounding import HALVES
 from kcdp.export.running.runner import DoesNotRun, Runner
 from kcdp.graph import TOLERANCES, GraphSpec, Tolerance
@@ -72,8 +72,8 @@ def run_gate(
 ) -> ParityReport:
     """Open a graph on one runtime after the other and compare.
 
-    A graph that holds half precision is also run with its roundings, by the runtime "rounding": processors widen
-    half precision and do not see it overflow.
+    A graph that holds half precision is also run with its roundings, by the runtime "rounding", unless one of the
+    runtimes computes in it: processors widen float16 and do not see it overflow.
 
     Args:
         shipped: the file that is to be shipped.
@@ -85,7 +85,7 @@ def run_gate(
         KcdpError: a runtime that there is not, or not here.
     """
     names = list(dict.fromkeys(runtimes))
-    if "rounding" not in names and holds_halves(shipped):
+    if "rounding" not in names and not all(computed_by(half, names) for half in halves_in(shipped)):
         names.insert(0, "rounding")
     for name in names:
         check_runtime(name)
@@ -224,11 +224,18 @@ def _described(value: Any) -> str:
     return f"{value.name} {dtype} [{', '.join(d.dim_param or str(d.dim_value or '?') for d in tensor.shape.dim)}]"
 
 
-def holds_halves(path: Path) -> bool:
-    """Whether any weight or value of a graph is float16 or bfloat16."""
+def halves_in(path: Path) -> set[ir.DataType]:
+    """float16, bfloat16, or both: what weights or values of a graph are."""
     graph = ir.load(path).graph
     values = (*graph.initializers.values(), *(output for node in graph for output in node.outputs))
-    return any(value.dtype in HALVES for value in values)
+    return {value.dtype for value in values if value.dtype in HALVES}
+
+
+def computed_by(half: ir.DataType, runtimes: Sequence[str]) -> bool:
+    """Whether any of these runtimes multiplies in a half precision here."""
+    if half == ir.DataType.BFLOAT16:
+        return bool(usable([name for name in runtimes if name != "rounding"], "bfloat16"))
+    return "onnxruntime-cuda" in runtimes
 
 
 def _outputs(

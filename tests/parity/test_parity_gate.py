@@ -14,6 +14,7 @@ from gate_parts import SIZE, StandIn, pictures, spec, weights, write_graph
 from kcdp.errors import KcdpError
 from kcdp.export.parity import Gate, assemble, check_signature, compare, compare_levels, run_gate
 from kcdp.export.reference import Reference
+from kcdp.export.runners import usable
 from kcdp.export.running.runner import FunctionRunner
 from kcdp.graph import TOLERANCES, GraphSpec, TensorSpec
 from kcdp.labels import LABELS
@@ -237,6 +238,15 @@ def test_half_precision_is_run_with_its_roundings(reference, tmp_path):
     rounded, widened = report.runtimes[0].runs[0].numbers, report.runtimes[1].runs[0].numbers
     assert rounded["logits"]["error"] > widened["logits"]["error"] > 1e-5
     assert report.runtimes[0].facts["rounded"] >= 8
+
+
+def test_bfloat16_is_rounded_only_where_no_runtime_computes_in_it(reference, tmp_path):
+    report = gated(reference, tmp_path, precision="bfloat16", dtype="bfloat16", runtimes=())
+    assert report.passed and [runtime.name for runtime in report.runtimes] == ["rounding"]
+    if not usable(["openvino"], "bfloat16"):
+        pytest.skip("no runtime here computes in bfloat16")
+    report = gated(reference, tmp_path, precision="bfloat16", dtype="bfloat16", runtimes=("openvino",))
+    assert report.passed and [runtime.name for runtime in report.runtimes] == ["openvino"]
 
 
 def test_an_overflow_that_a_processor_does_not_see_fails(reference, tmp_path):
