@@ -249,16 +249,17 @@ def plot_differences(path: Path, report: ParityReport, reference: Reference) -> 
 
 def _plot_logits(axes: Any, report: ParityReport, reference: Reference) -> None:
     tolerance, want = report.tolerance, reference.logits
-    parts, names = [], []
-    for runtime in report.runtimes:
+    parts, names, styles = [], [], []
+    for runtime, style in zip(report.runtimes, STYLES, strict=False):
         logits = _finite(runtime)
         if logits is not None and np.isfinite(want).all():
             parts.append(np.maximum(np.abs(logits.astype(np.float64) - want).ravel(), LEAST_DIFFERENCE))
+            styles.append(style)
             names.append(f"{runtime.name}: root mean square {100 * error_of(want, logits):.2g} % of the logits'")
     if parts:
         low, high = np.log10(min(p.min() for p in parts)), np.log10(max(p.max() for p in parts))
         bins = np.logspace(np.floor(low), np.ceil(high) + 0.01, 41)
-        for values, name, (ink, line, _) in zip(parts, names, STYLES, strict=False):
+        for values, name, (ink, line, _) in zip(parts, names, styles, strict=True):
             axes.hist(values, bins, histtype="step", color=ink, linestyle=line, linewidth=1.3, label=name)
     if tolerance.atol is not None:
         limit, label = tolerance.atol, f"allowed: {tolerance.atol:g} + {tolerance.rtol:g} x logit"
