@@ -20,13 +20,18 @@ from kcdp.files import atomic_folder, check_replaceable, read_json, sha256_file,
 from kcdp.graph import GraphSpec
 from kcdp.labels import LABELS
 from kcdp.preprocess import PreprocessSpec
+from kcdp.text_spec import read_knowledge
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 
 #: What this version's runtime knows how to do. A bundle names what it needs of these.
-FEATURES = frozenset({"onnx", "knowledge-constant", "knowledge-implicit"})
+FEATURES = frozenset({
+    "onnx", "knowledge-constant", "knowledge-implicit", "knowledge-input", "batch-fixed", "pixels-scaled",
+})  # fmt: skip
+#: What a graph was written for; ``kcdp.export.targets`` says what each is.
+TARGET_NAMES = ("portable", "cpu", "cuda", "tensorrt", "web")
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,14 @@ class Manifest:
         preprocess: how a picture becomes the graph's input.
         graph: names, dtypes, axes and shapes of the graph's inputs and outputs.
         knowledge: where the knowledge tokens come from: {"mode": "constant"}, the same for all pictures, or
-            {"mode": "implicit"}, predicted from the picture; the graph holds either.
+            {"mode": "implicit"}, predicted from the picture; the graph holds either. {"mode": "input", ...}: the
+            caller gives them, see ``kcdp.text_spec``.
         precision: {"default": "float32"}, with exceptions by node name.
-        target: which kind of runtime the graph was written for ("portable").
+        target: which kind of runtime the graph was written for, one of ``TARGET_NAMES``.
         opset: ONNX operator set.
+        scaling: {} where the graph takes bytes; {"scale": [...], "shift": [...]} of a plain export, by channel (or one
+            for all): its input is byte * scale + shift.
+        export: how the graph was made: passes, what was narrowed and why, operators by type, batch profile.
         needs: the abilities a runtime must have, from ``FEATURES``.
         needs_version: the first kcdp version that has them.
         producers: package name -> version that wrote the bundle.
@@ -63,6 +72,8 @@ class Manifest:
     target: str
     opset: int
     needs: tuple[str, ...] = ("onnx", "knowledge-constant")
+    scaling: Mapping[str, Any] = field(default_factory=dict)
+    export: Mapping[str, Any] = field(default_factory=dict)
     needs_version: str = "0.1.0"
     producers: Mapping[str, str] = field(default_factory=dict)
     source: Mapping[str, Any] = field(default_factory=dict)
@@ -118,8 +129,14 @@ class Manifest:
         values["graph"] = GraphSpec.from_dict(data["graph"])
         values["labels"], values["needs"] = tuple(data["labels"]), tuple(needs)
         size = values["preprocess"].size
-        if [t.shape[1:3] for t in values["graph"].inputs if t.dtype == "uint8"] != [(size, size)]:
+        sides = [tuple(n for n, axis in zip(t.shape, t.axes, strict=True) if axis in ("height", "width"))
+                 for t in values["graph"].inputs if t.name == "images"]  # fmt: skip
+        if sides != [(size, size)]:
             raise KcdpError(f"{where}: pictures are prepared at {size} px, the graph takes another size", fix=again)
+        tokens = [list(t.shape[1:]) for t in values["graph"].inputs if t.name == "knowledge"]
+        given = data["knowledge"]
+        if tokens != ([[given["tokens"], given["width"]]] if given["mode"] == "input" else []):
+            raise KcdpError(f"{where}: knowledge is {given!r:.80}, the graph takes {tokens or 'none'}", fix=again)
         if values["labels"] != LABELS:
             raise KcdpError(f"{where} has the labels {list(values['labels'])}", f"{list(LABELS)}", again)
         return cls(**values)
@@ -131,6 +148,20 @@ def _list_of_strings(value: Any) -> bool:
 
 def _object(value: Any) -> bool:
     return isinstance(value, dict)
+
+
+def _input_knowledge(value: Any) -> bool:
+    if not _object(value) or value.get("mode") != "input":
+        return False
+    read_knowledge(value, MANIFEST)  # says itself what is wrong
+    return True
+
+
+def _scaling(value: Any) -> bool:
+    return _object(value) and set(value) == {"scale", "shift"} and all(
+        isinstance(numbers, list) and len(numbers) in (1, 3) and all(isinstance(n, float) for n in numbers)
+        for numbers in value.values()
+    )  # fmt: skip
 
 
 def _file_entries(value: Any) -> bool:
@@ -153,16 +184,17 @@ _FIELD_KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "preprocess": ("an object", _object),
     "graph": ("an object", _object),
     "knowledge": (
-        '{"mode": "constant"} or {"mode": "implicit"}',
-        lambda value: value in ({"mode": "constant"}, {"mode": "implicit"}),
+        '{"mode": "constant"}, {"mode": "implicit"} or {"mode": "input", ...}',
+        lambda value: value in ({"mode": "constant"}, {"mode": "implicit"}) or _input_knowledge(value),
     ),
     "precision": ('an object with "default"', lambda value: _object(value) and isinstance(value.get("default"), str)),
-    "target": ("portable", lambda value: value == "portable"),
+    "target": (f"one of {', '.join(TARGET_NAMES)}", lambda value: value in TARGET_NAMES),
+    "scaling": ('{} or {"scale": [...], "shift": [...]}', lambda value: value == {} or _scaling(value)),
     "opset": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
     "needs_version": ("a version", lambda value: isinstance(value, str)),
     "calibration": ('{"temperature": a number above 0}', _temperature),
     "files": ("an object of {sha256, bytes}", _file_entries),
-    **dict.fromkeys(("producers", "source", "configuration", "training", "parity"), ("an object", _object)),
+    **dict.fromkeys(("producers", "source", "configuration", "training", "parity", "export"), ("an object", _object)),
 }
 
 
@@ -193,8 +225,12 @@ class Bundle:
                 f"{path} is {found}", "a bundle folder", "make one with: python -m kcdp.export RUN --out NAME.kcdp"
             )
         manifest = Manifest.from_dict(read_json(path / MANIFEST), str(path / MANIFEST))
-        if MODEL not in manifest.files:
-            raise KcdpError(f"{path / MANIFEST} lists no {MODEL}", fix="export the bundle again")
+        needed = [MODEL]
+        if manifest.knowledge["mode"] == "input" and (text := read_knowledge(manifest.knowledge, MANIFEST)) is not None:
+            needed += text.files()
+        for name in needed:
+            if name not in manifest.files:
+                raise KcdpError(f"{path / MANIFEST} lists no {name}", fix="export the bundle again")
         for name, entry in manifest.files.items():
             _check_file(path, name, entry)
         _check_digest(path)

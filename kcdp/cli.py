@@ -52,11 +52,25 @@ def guarded(function: Callable[[], int]) -> int:
 
 
 def run_module(module: str, prog: str, description: str, argv: Sequence[str] | None = None) -> int:
-    """Parse ``argv`` with one subcommand's arguments and run it (for ``python -m kcdp.export`` and its kin)."""
+    """Parse ``argv`` with one command's arguments and run it (for ``python -m kcdp.export`` and its kin).
+
+    A command's module may have ``SUBCOMMANDS``, name -> (module, one-line help): a first argument of such a name
+    stands for that module.
+    """
     command = importlib.import_module(module)
-    parser = argparse.ArgumentParser(prog=prog, description=description)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    subcommands: dict[str, tuple[str, str]] = getattr(command, "SUBCOMMANDS", {})
+    if arguments and arguments[0] in subcommands:
+        name = arguments[0]
+        return run_module(subcommands[name][0], f"{prog} {name}", subcommands[name][1], arguments[1:])
+    width = max(map(len, subcommands), default=0) + 2
+    listing = "\n".join(f"  {name:<{width}}{text}" for name, (_, text) in subcommands.items())
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, epilog=f"also: {prog} ...\n{listing}" if listing else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     command.add_arguments(parser)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(arguments)
     return guarded(lambda: command.run(args))
 
 

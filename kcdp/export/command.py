@@ -5,24 +5,42 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 
-from kcdp.data.dataset import ImageDataset
-from kcdp.data.registry import open_dataset, open_datasets
-from kcdp.errors import KcdpError, require
+from kcdp.errors import require
+from kcdp.export.targets import PRECISIONS, TARGETS
 from kcdp.training import PACKAGES
 
-CHECK_PICTURES = 200
+SUBCOMMANDS = {
+    "engine": ("kcdp.export.command_engine", "build a TensorRT engine from a bundle"),
+    "check": ("kcdp.export.command_check", "run a bundle's parity gate again"),
+    "info": ("kcdp.export.command_info", "say what a bundle is"),
+    "targets": ("kcdp.export.command_targets", "list targets, precisions and where each was verified"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("run", metavar="RUN", help="run folder (its best checkpoint) or a checkpoint file")
     parser.add_argument("--out", metavar="NAME.kcdp", required=True, help="the bundle to make")
+    parser.add_argument("--target", default="portable", help=f"{', '.join(TARGETS)} (default: portable)")
+    parser.add_argument("--precision", default="fp32", help=f"{', '.join(PRECISIONS)} (default: fp32)")
+    parser.add_argument("--knowledge", help="input, constant or implicit (default: as the run has it)")
+    parser.add_argument("--text", help="with --knowledge constant, of a run told by captions: the text of all pictures")
+    parser.add_argument("--size", type=int, help="side of the pictures (default: as trained)")
+    parser.add_argument("--batch", metavar="N|MIN:OPT:MAX", help="a fixed number of pictures, or a range for engines")
     parser.add_argument(
         "--check-images", metavar="SPEC",
-        help=f"pictures for the parity gate (default: up to {CHECK_PICTURES} of the run's validation pictures)",
+        help="pictures for the parity gate (default: up to 200 of the run's validation pictures)",
     )  # fmt: skip
+    parser.add_argument(
+        "--calibration",
+        metavar="SPEC",
+        help="pictures to measure ranges on (default: some of the run's training pictures)",
+    )
+    parser.add_argument(
+        "--skip-pass", metavar="NAME", action="append", default=[], help="leave out an exact pass (repeatable)"
+    )
+    parser.add_argument("--no-passes", action="store_true", help="leave out all: the plain export, to compare with")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the steps")
 
@@ -31,18 +49,25 @@ def run(args: argparse.Namespace) -> int:
     """Export; 0 when the bundle is written, 1 when the parity gate failed."""
     for package in (*PACKAGES, "onnx", "onnxscript", "onnxruntime"):
         require(package, "export")
-    from kcdp.export.exporter import ParityError, describe, export_run
+    from kcdp.export.check_pictures import check_pictures
+    from kcdp.export.exporter import ExportOptions, ParityError, describe, export_run
+    from kcdp.export.passes.registry import NAMES
     from kcdp.training.checkpoint import find_checkpoint, load_checkpoint
 
     def say(line: str) -> None:
         if not args.json:
             print(line, flush=True)
 
+    options = ExportOptions(
+        args.target, args.precision, args.knowledge, args.text, args.size, args.batch,
+        frozenset(NAMES if args.no_passes else args.skip_pass), args.calibration,
+    )  # fmt: skip
+    options.resolve()
     data = load_checkpoint(find_checkpoint(args.run)).config.data
-    pictures = _check_pictures(args.check_images, data.validation or data.source)
+    pictures = check_pictures(args.check_images, data)
     try:
         bundle = export_run(
-            args.run, args.out, pictures, overwrite=args.overwrite, say=say, progress=sys.stderr.isatty()
+            args.run, args.out, pictures, options, overwrite=args.overwrite, say=say, progress=sys.stderr.isatty()
         )
     except ParityError as error:
         print(f"kcdp: error: {error}", file=sys.stderr)
@@ -55,19 +80,14 @@ def run(args: argparse.Namespace) -> int:
         return 0
     signature = f"{', '.join(facts['inputs'])} -> {', '.join(facts['outputs'])}"
     print(f"{facts['bundle']}: {facts['bytes'] / 1e6:.1f} MB, {signature}")
-    print(f"next: kcdp tag PICTURES --model {facts['bundle']}")
+    print(f"next: {next_command(facts)}")
     return 0
 
 
-def _check_pictures(spec: str | None, fallback: Sequence[str]) -> ImageDataset:
-    if spec is not None:
-        return open_dataset(spec)
-    try:
-        pictures = open_datasets(fallback, split="val")
-    except KcdpError as error:
-        raise KcdpError(
-            f"the run's validation pictures cannot be opened ({error.received})",
-            fix="name others with --check-images SPEC",
-        ) from None
-    step = max(1, len(pictures) // CHECK_PICTURES)
-    return pictures.subset(range(0, len(pictures), step)[:CHECK_PICTURES])
+def next_command(facts: dict[str, object]) -> str:
+    """What to type after an export."""
+    if facts["target"] == "tensorrt":
+        return f"python -m kcdp.export engine {facts['bundle']}"
+    if facts["knowledge"] == "input":
+        return f"python -m kcdp.export info {facts['bundle']}"
+    return f"kcdp tag PICTURES --model {facts['bundle']}"

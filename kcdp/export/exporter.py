@@ -1,31 +1,47 @@
-"""The export pipeline: load the run, write the graph, pass the gate, write the bundle."""
+"""The export pipeline: load the run, rewrite it, write the graph, narrow it, pass the gate, write the bundle."""
 
 from __future__ import annotations
 
-import json
-import platform
-import subprocess
+import shutil
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import kcdp
+import numpy as np
+import onnx_ir as ir
+
 from kcdp.bundle import MODEL, Bundle, Manifest, check_target, write_bundle
 from kcdp.data.dataset import ImageDataset
 from kcdp.errors import KcdpError
-from kcdp.export.graph_export import OPSET, ExportModel, export_instrumented, keep_outputs
-from kcdp.export.parity import Gate, assemble, check_signature, compare, compare_levels
+from kcdp.export.check_pictures import preparation
+from kcdp.export.device.model import DeviceModel, ReferenceModel
+from kcdp.export.facts import code_revision, producers
+from kcdp.export.knowledge_choice import KnowledgeChoice, choose_knowledge, sample_knowledge
+from kcdp.export.narrowing import Narrowed, narrow
+from kcdp.export.parity import Gate, run_gate
+from kcdp.export.parity_page import write_parity_page
 from kcdp.export.parity_report import ParityReport
+from kcdp.export.passes.registry import DEAD_BRANCHES, PassOptions, PassRow, apply_passes, check_names
+from kcdp.export.precision.calibration import calibration_pictures, effort_for, feeds_of, leave_out
+from kcdp.export.precision.census import census, check_census
 from kcdp.export.reference import Reference
-from kcdp.export.runners import open_runner
+from kcdp.export.runners import usable
+from kcdp.export.targets import Batch, Target, choose
+from kcdp.export.text_graph import describe_text, export_text
+from kcdp.export.tracing import WEIGHTS, drop_dead_branches, keep_outputs, manifest_metadata, save_graph, trace
 from kcdp.files import make_folder, sha256_file
 from kcdp.graph import GraphSpec, tagging_graph
 from kcdp.labels import LABELS
 from kcdp.models.kadap import Kadap
-from kcdp.models.lora import merge_lora
+from kcdp.preprocess import PreprocessSpec
+from kcdp.text_spec import TEXT_GRAPH
+from kcdp.tokenizer import TOKENIZER
 from kcdp.training.checkpoint import Checkpoint, find_checkpoint, load_model
+
+INSTRUMENTED = "instrumented.onnx"
+STEPS = 6
 
 
 class ParityError(KcdpError):
@@ -40,134 +56,265 @@ class ParityError(KcdpError):
         self.report = report
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is to be made of a run.
+
+    Attributes:
+        target, precision: see ``kcdp.export.targets``.
+        knowledge: "input", "constant" or "implicit"; None: as the run has it.
+        text: the one text of "constant" knowledge of a run that is told by captions.
+        size: side of the pictures; None: that of the training.
+        batch: a number, or MIN:OPT:MAX; None: free.
+        skip: names of exact passes to leave out.
+        calibration: pictures to measure on; None: training pictures.
+    """
+
+    target: str = "portable"
+    precision: str = "fp32"
+    knowledge: str | None = None
+    text: str | None = None
+    size: int | None = None
+    batch: str | None = None
+    skip: frozenset[str] = field(default_factory=frozenset)
+    calibration: str | None = None
+
+    def resolve(self) -> tuple[Target, Batch]:
+        """Raises KcdpError for a combination that there is not."""
+        target = choose(self.target, self.precision)
+        check_names(self.skip)
+        return target, Batch.parse(self.batch, target)
+
+
+@dataclass
+class _Job:
+    """An export under way."""
+
+    target: Target
+    batch: Batch
+    options: ExportOptions
+    model: Kadap
+    checkpoint: Checkpoint
+    spec: PreprocessSpec
+    choice: KnowledgeChoice
+    work: Path
+    say: Callable[[str], None]
+    progress: bool
+
+    @property
+    def opset(self) -> int:
+        return self.target.opset_for(self.options.precision)
+
+    @property
+    def takes_knowledge(self) -> bool:
+        return self.choice.mode == "input"
+
+    def inputs(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """All inputs for some pictures; knowledge, where it is one, of sample sentences."""
+        found = {"images": images}
+        if self.takes_knowledge:
+            assert self.choice.encoder is not None
+            found["knowledge"] = sample_knowledge(self.choice.encoder, len(images))
+        return found
+
+
 def export_run(
     run: str | Path,
     out: str | Path,
     check_images: ImageDataset,
+    options: ExportOptions | None = None,
     *,
     overwrite: bool = False,
     say: Callable[[str], None] = print,
     progress: bool = True,
 ) -> Bundle:
-    """Export a trained run as a float32 bundle.
+    """Export a trained run as a bundle.
 
     Args:
         run: run folder or checkpoint.
         out: the bundle's folder.
-        check_images: real pictures for the parity gate; labels are not used.
+        check_images: real pictures for the parity gate; labels, where they have some, are for measuring only.
         overwrite: replace an existing bundle.
         say: receives one line per step.
 
     Raises:
         ParityError: the gate failed; nothing was written.
-        KcdpError: the run cannot be loaded, or ``out`` exists.
+        KcdpError: the run cannot be loaded, the options make no sense, or ``out`` exists.
     """
-    out = Path(out)
+    options, out = options or ExportOptions(), Path(out)
+    target, batch = options.resolve()
     check_target(out, overwrite)
-    say(f"1/4 load {run}")
+    say(f"1/{STEPS} load {run}")
     model, checkpoint = load_model(run)
     if not isinstance(model, Kadap):
         raise KcdpError(
             f"model.network is {checkpoint.config.model.network!r} in {run}",
             "'kadap', the only network that is exported", "export a run of the method itself",
         )  # fmt: skip
-    if model.knowledge is None:
-        raise KcdpError(
-            f'{run} has the knowledge mode "explicit": it takes a caption with every picture',
-            'a model of the mode "constant" or "implicit", which takes the picture alone',
-            "teach an adapter: kcdp train --source SPEC --captions FILE --set model.knowledge.mode=implicit "
-            f"--set training.implicit=distill --set training.init_from={run} --out RUN",
-        )
-    merge_lora(model.features.unet)
-    model.moe.routing = "dense"  # the same function; a loop over pictures would fix the batch
-    spec = checkpoint.config.preprocess
-    graph = tagging_graph(spec.size)
-    exportable = ExportModel(model)
+    choice = choose_knowledge(model, checkpoint.config.model, options.knowledge, options.text)
+    spec = _sized(checkpoint.config.preprocess, options.size, model.features.size_multiple)
     make_folder(out.parent)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as scratch:
-        work = Path(scratch)
-        images = spec.apply_batch([check_images.image(i) for i in range(len(check_images))])
-        say(f"2/4 write the graph (opset {OPSET})")
-        export_instrumented(exportable, spec.size, work / "instrumented.onnx")
-        say(f"3/4 parity gate on {len(check_images)} pictures of {check_images.name}")
-        reference = Reference(
-            exportable, images, keys=[sample.key for sample in check_images.samples], labels=check_images.labels,
-            progress=progress,
-        )  # fmt: skip
-        manifest = make_manifest(find_checkpoint(run), checkpoint, graph)
-        report = gate(work, reference, graph, manifest, progress)
-        say(report.summary())
+        job = _Job(target, batch, options, model, checkpoint, spec, choice, Path(scratch), say, progress)
+        manifest, reference, report = _make(job, run, check_images)
         if not report.passed:
             raise ParityError(report)
-        say(f"4/4 write {out}")
-        manifest = Manifest(**{**vars(manifest), "parity": {**report.to_dict(), "data": check_images.name}})
-        return write_bundle(out, manifest, lambda folder: _move_graph(work, folder), overwrite=overwrite)
+        say(f"{STEPS}/{STEPS} write {out}")
+
+        def fill(folder: Path) -> None:
+            for pattern in (f"{MODEL}*", f"{TEXT_GRAPH}*", TOKENIZER):
+                for file in job.work.glob(pattern):
+                    file.replace(folder / file.name)
+            write_parity_page(folder, report, reference, data=check_images.name)
+            _check_size(folder, target)
+
+        return write_bundle(out, manifest, fill, overwrite=overwrite)
 
 
-def gate(work: Path, reference: Reference, graph: GraphSpec, manifest: Manifest, progress: bool) -> ParityReport:
-    """Compare ``instrumented.onnx`` of the folder ``work``, then turn it into ``model.onnx`` and compare that.
+def _make(job: _Job, run: str | Path, check_images: ImageDataset) -> tuple[Manifest, Reference, ParityReport]:
+    """Everything between loading and writing; the graph stands in the job's folder afterwards."""
+    images = job.spec.apply_batch([check_images.image(i) for i in range(len(check_images))])
+    job.say(f"2/{STEPS} exact passes")
+    reference = Reference(
+        ReferenceModel(job.model, job.choice.fixed), job.inputs(images),
+        keys=[sample.key for sample in check_images.samples], labels=check_images.labels, progress=job.progress,
+    )  # fmt: skip
+    device = DeviceModel(job.model, job.takes_knowledge, job.choice.fixed)
+    rows = _rewrite(job, device, images)
+    graph = tagging_graph(
+        job.spec.size, batch=job.batch.fixed, knowledge=device.token_shape if job.takes_knowledge else None,
+        scaled=device.pixels is None,
+    )  # fmt: skip
+    scaling = _scaling(device)
+    reference.prepare = preparation(scaling)
+    job.say(f"3/{STEPS} write the graph (opset {job.opset})")
+    traced = trace(device, job.spec.size, opset=job.opset, batch=job.batch.fixed)
+    if DEAD_BRANCHES not in job.options.skip:
+        drop_dead_branches(traced)
+    narrows = job.options.precision != "fp32"
+    exact = job.work / "exact" if narrows else job.work
+    make_folder(exact)
+    save_graph(traced, exact / INSTRUMENTED)
+    del traced, device
+    job.model = None  # type: ignore[assignment]  # gigabytes, and no longer needed
+    model = ir.load(exact / INSTRUMENTED)
+    job.say(f"4/{STEPS} precision {job.options.precision}")
+    narrowed = _narrow(job, model, images, reference)
+    counted = census(model)
+    wrong = check_census(counted, narrowed.precision["default"], narrowed.precision)
+    if wrong:
+        raise KcdpError(f"the graph is not in {job.options.precision}: {wrong[0]}", fix="report this model")
+    job.say(counted.text())
+    manifest = _manifest(find_checkpoint(run), job, graph, narrowed, scaling)
+    manifest = replace(manifest, export={
+        "options": {key: sorted(v) if isinstance(v, frozenset) else v for key, v in vars(job.options).items()},
+        "passes": [row.to_dict() for row in rows], "operators": counted.to_dict(), "narrowing": narrowed.report,
+        "profile": list(job.batch.profile or ()),
+    })  # fmt: skip
+    if narrows:
+        save_graph(model, job.work / INSTRUMENTED)
+        model = ir.load(job.work / INSTRUMENTED)
+        shutil.rmtree(exact)
+    keep_outputs(model, [tensor.name for tensor in graph.outputs], manifest_metadata(manifest.to_dict()))
+    save_graph(model, job.work / MODEL, weights=not (job.work / WEIGHTS).exists())
+    del model
+    job.say(f"5/{STEPS} parity gate on {len(check_images)} pictures of {check_images.name}")
+    temperature = float(manifest.calibration["temperature"])
+    gate = Gate(narrowed.precision["default"], temperature=temperature, progress=job.progress)
+    report = run_gate(
+        reference, job.work / MODEL, graph, gate, runtimes=usable(job.target.runtimes, gate.precision),
+        twin=job.work / INSTRUMENTED,
+    )  # fmt: skip
+    job.say(report.summary())
+    parity = {**report.to_dict(), "data": check_images.name}
+    if report.passed and job.choice.encoder is not None:
+        text = export_text(job.choice.encoder, job.work)
+        parity["text"] = text.to_dict()
+        job.say(f"  text: states within {text.largest:.1e} on {text.texts} texts, the tokenizer's ids all equal")
+    return replace(manifest, parity=parity), reference, report
 
-    Levels come from the first, signature, logits and decisions from the second: the file that is shipped.
-    """
-    gate = Gate(progress=progress)
-    with open_runner("onnxruntime", work / "instrumented.onnx") as runner:
-        levels = compare_levels(reference, runner, gate)
-    text = {k: v for k, v in manifest.to_dict().items() if k not in ("files", "parity")}
-    metadata = {"kcdp.manifest": json.dumps(text, ensure_ascii=False)}
-    keep_outputs(work / "instrumented.onnx", work / MODEL, tuple(t.name for t in graph.outputs), metadata)
-    with open_runner("onnxruntime", work / MODEL) as runner:
-        found = compare(reference, runner, gate, levels)
-    return assemble(reference, [found], gate, check_signature(work / MODEL, graph))
+
+def _rewrite(job: _Job, device: DeviceModel, images: np.ndarray) -> list[PassRow]:
+    import torch
+
+    probe = [torch.from_numpy(array) for array in job.inputs(images[:1]).values()]
+    winograd = job.options.precision in job.target.winograd
+    rows = apply_passes(
+        device, PassOptions(job.spec.size, job.target.kernel, winograd), probe, job.options.skip,
+    )  # fmt: skip
+    for row in rows:
+        job.say(f"  {row.describe()}")
+    return rows
 
 
-def make_manifest(path: Path, checkpoint: Checkpoint, graph: GraphSpec) -> Manifest:
+def _narrow(job: _Job, model: ir.Model, images: np.ndarray, reference: Reference) -> Narrowed:
+    feeds = []
+    if job.options.precision not in ("fp32", "w8"):
+        effort = effort_for(model)
+        chosen = calibration_pictures(job.options.calibration, job.checkpoint.config.data, effort.pictures)
+        measured = job.spec.apply_batch([chosen.image(i) for i in range(len(chosen))])
+        inputs = job.inputs(leave_out(measured, images))
+        feeds = [reference.prepare(dict(feed)) for feed in feeds_of(inputs, job.batch.fixed or effort.batch)]
+    narrowed = narrow(model, job.target, job.options.precision, feeds, job.progress)
+    for line in narrowed.lines:
+        job.say(line)
+    return narrowed
+
+
+def _sized(spec: PreprocessSpec, size: int | None, multiple: int) -> PreprocessSpec:
+    if size is None or size == spec.size:
+        return spec
+    if size < multiple or size % multiple:
+        raise KcdpError(
+            f"--size {size}", f"a multiple of {multiple} for this model",
+            f"try {max(multiple, size // multiple * multiple)}",
+        )  # fmt: skip
+    return replace(spec, size=size)
+
+
+def _scaling(device: DeviceModel) -> dict[str, list[float]]:
+    if device.pixels is not None:
+        return {}
+    return {"scale": device.input_scale.flatten().tolist(), "shift": device.input_shift.flatten().tolist()}
+
+
+def _manifest(path: Path, job: _Job, graph: GraphSpec, narrowed: Narrowed, scaling: dict[str, Any]) -> Manifest:
     """What the bundle says of itself, before the gate has run."""
-    config = checkpoint.config
+    config, choice = job.checkpoint.config, job.choice
+    knowledge: dict[str, Any] = {"mode": choice.mode}
+    if choice.encoder is not None:
+        knowledge = describe_text(choice.encoder, config.model.text, prefix=config.model.text.target_prefix)
+    needs = ["onnx", f"knowledge-{choice.mode}"]
+    needs += ["batch-fixed"] if job.batch.fixed is not None else []
+    needs += ["pixels-scaled"] if scaling else []
     return Manifest(
         labels=LABELS,
-        preprocess=config.preprocess,
+        preprocess=job.spec,
         graph=graph,
-        knowledge={"mode": config.model.knowledge.mode},
-        needs=("onnx", f"knowledge-{config.model.knowledge.mode}"),
-        precision={"default": "float32"},
-        target="portable",
-        opset=OPSET,
+        knowledge=knowledge,
+        needs=tuple(needs),
+        precision=narrowed.precision,
+        target=job.target.name,
+        opset=job.opset,
         producers=producers(),
         source={"checkpoint": path.name, "sha256": sha256_file(path), "revision": code_revision()},
+        scaling=scaling,
         configuration=config.to_dict(),
         training={
             "source": list(config.data.source), "validation": list(config.data.validation),
-            "progress": checkpoint.progress,
+            "progress": job.checkpoint.progress,
         },
     )  # fmt: skip
 
 
-def producers() -> dict[str, str]:
-    """Versions of everything that had a hand in the graph."""
-    found = {"kcdp": kcdp.__version__, "python": platform.python_version()}
-    for name in ("torch", "diffusers", "onnx", "onnxscript", "onnxruntime", "numpy", "Pillow"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
-
-
-def code_revision() -> str:
-    """The git commit of the kcdp in use, with "-dirty" where files differ; empty for an installed package."""
-    folder = Path(kcdp.__file__).parent.parent
-    if not (folder / ".git").exists():
-        return ""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", "kcdp") else "")
-    except (OSError, subprocess.SubprocessError):
-        return ""
+def _check_size(folder: Path, target: Target) -> None:
+    total = sum(file.stat().st_size for file in folder.iterdir())
+    if target.max_bytes is not None and total > target.max_bytes:
+        raise KcdpError(
+            f"the bundle has {total / 1e6:.0f} MB",
+            f"at most {target.max_bytes / 1e6:.0f} MB for the target {target.name}",
+            "export in fp16, int8 or w8, or a smaller model",
+        )  # fmt: skip
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:
@@ -176,14 +323,12 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     return {
         "bundle": str(bundle.path),
         "bytes": sum(entry["bytes"] for entry in manifest.files.values()),
+        "target": manifest.target,
         "inputs": [t.describe() for t in manifest.graph.inputs],
         "outputs": [t.describe() for t in manifest.graph.outputs],
-        "precision": manifest.precision["default"],
+        "knowledge": manifest.knowledge["mode"],
+        "precision": dict(manifest.precision),
         "opset": manifest.opset,
+        "export": dict(manifest.export),
         "parity": dict(manifest.parity),
     }
-
-
-def _move_graph(work: Path, folder: Path) -> None:
-    for file in work.glob(f"{MODEL}*"):
-        file.replace(folder / file.name)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import DeduplicateInitializersPass, IdentityEliminationPass, RemoveUnusedNodesPass
 
 from kcdp.bundle import MODEL
 from kcdp.errors import KcdpError
 from kcdp.export.device.model import DeviceModel
+from kcdp.export.precision.layers import weight_bytes
 
 #: The newest operator set that older TensorRT, browsers and NPUs read.
 OPSET = 20
@@ -59,10 +60,27 @@ def trace(model: DeviceModel, size: int, *, opset: int = OPSET, batch: int | Non
     return graph
 
 
-def save_graph(model: ir.Model, path: Path) -> None:
-    """Write a graph, its weights inside while they fit, else in ``WEIGHTS`` beside it."""
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
-    ir.save(model, path, external_data=WEIGHTS if weights > INLINE_LIMIT else None)
+def save_graph(model: ir.Model, path: Path, *, weights: bool = True) -> None:
+    """Write a graph, its weights inside while they fit, else in ``WEIGHTS`` beside it.
+
+    Args:
+        weights: False: ``WEIGHTS`` is there already, written with a graph of the same weights, and is left as it is.
+    """
+    if weights:
+        large = weight_bytes(model.graph) > INLINE_LIMIT
+        ir.save(model, path, external_data=WEIGHTS if large else None)
+        return
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.path != str(path.parent / WEIGHTS):
+            raise ValueError(f"{value.name} lies in {tensor.path}")
+    ir.save(model, path)
+
+
+def drop_dead_branches(model: ir.Model) -> None:
+    """What no output depends on, constants that are there twice, nodes that hand on what they get; in place."""
+    for clean in (IdentityEliminationPass(), DeduplicateInitializersPass(), RemoveUnusedNodesPass()):
+        clean(model)
 
 
 def keep_outputs(model: ir.Model, outputs: Sequence[str], metadata: Mapping[str, str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,31 +46,41 @@ class Session(ABC):
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.size = bundle.manifest.preprocess.size
-        want, got = tagging_graph(self.size), bundle.manifest.graph
+        got = bundle.manifest.graph
+        self.scaled = bool(bundle.manifest.scaling)
+        self.batch = got.inputs[0].shape[0] if got.inputs and got.inputs[0].shape else None
+        tokens = got.inputs[1].shape[1:] if len(got.inputs) == 2 and len(got.inputs[1].shape) == 3 else None
+        want = tagging_graph(self.size, batch=self.batch, knowledge=tokens, scaled=self.scaled)  # type: ignore[arg-type]
         if got != want:
             raise KcdpError(
                 f"{bundle.path} describes its graph as {_signature(got.inputs)} -> {_signature(got.outputs)}",
                 f"{_signature(want.inputs)} -> {_signature(want.outputs)}",
                 "export the bundle again",
             )
-        self._input, self._output = got.inputs[0], got.outputs[0]
+        self._inputs, self._output = got.inputs, got.outputs[0]
         self._closed = False
+
+    @property
+    def takes_knowledge(self) -> bool:
+        """Whether the graph wants knowledge tokens beside the pictures."""
+        return len(self._inputs) == 2
 
     def describe(self) -> dict[str, Any]:
         """What runs where, in plain JSON types: backend, version, provider, threads, precision, input, output."""
         return {
             **self._describe(),
             "precision": str(self.bundle.manifest.precision.get("default", "unknown")),
-            "input": self._input.describe(),
+            "input": ", ".join(spec.describe() for spec in self._inputs),
             "output": self._output.describe(),
         }
 
-    def run(self, images: np.ndarray) -> np.ndarray:
-        """Logits of a batch.
+    def run(self, images: np.ndarray, knowledge: np.ndarray | None = None) -> np.ndarray:
+        """Logits of a batch. A graph of a fixed batch is run as often as it takes, the last time filled up.
 
         Args:
             images: uint8 [N, size, size, 3], height-width-channel, RGB, 0..255, as ``PreprocessSpec`` makes
                 them. N may be 0.
+            knowledge: float32 [N, T, W], for a bundle that takes it, see ``kcdp.runtime.text``; else None.
 
         Returns:
             float32 [N, 6] logits, columns in the order of ``kcdp.labels.LABELS``.
@@ -80,11 +90,15 @@ class Session(ABC):
             NonFiniteLogits: some logits are NaN or infinite.
         """
         self.check(images)
+        self._check_knowledge(knowledge, len(images))
         if self._closed:
             raise KcdpError(f"the session of {self.bundle.path} is closed", fix="open the bundle again")
         if len(images) == 0:
             return np.empty((0, len(self.bundle.manifest.labels)), np.float32)
-        logits = self._run(np.ascontiguousarray(images))
+        feed = {"images": self._scale(images) if self.scaled else np.ascontiguousarray(images)}
+        if knowledge is not None:
+            feed["knowledge"] = np.ascontiguousarray(knowledge)
+        logits = self._run(feed) if self.batch is None else self._run_fixed(feed, self.batch)
         expected = (len(images), len(self.bundle.manifest.labels))
         if logits.dtype != np.float32 or logits.shape != expected:
             raise KcdpError(
@@ -105,6 +119,33 @@ class Session(ABC):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (self.size, self.size, 3):
             raise KcdpError(f"images: received {images.dtype} {list(images.shape)}", expected)
 
+    def _check_knowledge(self, knowledge: np.ndarray | None, count: int) -> None:
+        if not self.takes_knowledge:
+            if knowledge is not None:
+                raise KcdpError(f"knowledge given to {self.bundle.path}", "none: the bundle finds its knowledge itself")
+            return
+        expected = f"float32 [{count}, {self._inputs[1].shape[1]}, {self._inputs[1].shape[2]}]"
+        if knowledge is None:
+            raise KcdpError(
+                f"no knowledge given to {self.bundle.path}", f"knowledge tokens {expected}",
+                "make them from captions with kcdp.runtime.text.KnowledgeEncoder, or export with --knowledge implicit",
+            )  # fmt: skip
+        if knowledge.dtype != np.float32 or knowledge.shape != (count, *self._inputs[1].shape[1:]):
+            raise KcdpError(f"knowledge: received {knowledge.dtype} {list(knowledge.shape)}", expected)
+
+    def _scale(self, images: np.ndarray) -> np.ndarray:
+        """Bytes to what a plain export takes: float32 [N, 3, size, size]."""
+        scaling = self.bundle.manifest.scaling
+        scale, shift = (np.array(scaling[key], np.float32).reshape(-1, 1, 1) for key in ("scale", "shift"))
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2).astype(np.float32) * scale + shift)
+
+    def _run_fixed(self, feed: Mapping[str, np.ndarray], batch: int) -> np.ndarray:
+        count, parts = len(feed["images"]), []
+        for start in range(0, count, batch):
+            chosen = np.minimum(np.arange(start, start + batch), count - 1)  # the last picture fills up
+            parts.append(self._run({name: array[chosen] for name, array in feed.items()}))
+        return np.concatenate(parts)[:count]
+
     def close(self) -> None:
         """Free the graph. Closing twice is fine."""
         if not self._closed:
@@ -118,8 +159,8 @@ class Session(ABC):
         self.close()
 
     @abstractmethod
-    def _run(self, images: np.ndarray) -> np.ndarray:
-        """Contiguous uint8 [N >= 1, size, size, 3] in, float32 [N, 6] out."""
+    def _run(self, feed: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The graph's inputs by name, contiguous, N >= 1 rows, in; float32 [N, 6] out."""
 
     @abstractmethod
     def _describe(self) -> dict[str, Any]:
@@ -187,13 +228,14 @@ class OnnxRuntimeSession(Session):
                     again,
                 )  # fmt: skip
 
-    def _run(self, images: np.ndarray) -> np.ndarray:
+    def _run(self, feed: Mapping[str, np.ndarray]) -> np.ndarray:
         session = self._session
         try:
-            (logits,) = session.run([self._output.name], {self._input.name: images})
+            (logits,) = session.run([self._output.name], dict(feed))
         except Exception as error:
+            count = len(feed["images"])
             raise KcdpError(
-                f"ONNX Runtime failed on {self.bundle.model_path} with {len(images)} pictures ({_first_line(error)})",
+                f"ONNX Runtime failed on {self.bundle.model_path} with {count} pictures ({_first_line(error)})",
                 fix="try a smaller batch, or export the bundle again",
             ) from error
         return np.asarray(logits)

@@ -58,6 +58,12 @@ class Tagger:
     def __init__(self, session: Session, *, batch_size: int = 16) -> None:
         if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
             raise KcdpError(f"batch_size is {batch_size!r}", "a whole number from 1")
+        if session.takes_knowledge:
+            raise KcdpError(
+                f"{session.bundle.path} takes knowledge with every picture", "a bundle that finds it itself",
+                "export with --knowledge implicit or constant, or run kcdp.runtime.session.OnnxRuntimeSession with "
+                "tokens of kcdp.runtime.text.KnowledgeEncoder",
+            )  # fmt: skip
         self.session, self.batch_size = session, batch_size
         self._temperature = float(session.bundle.manifest.calibration["temperature"])
 

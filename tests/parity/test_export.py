@@ -20,11 +20,13 @@ from kcdp.config import load_config
 from kcdp.data.registry import open_dataset
 from kcdp.errors import KcdpError
 from kcdp.export import exporter
-from kcdp.export.graph_export import ExportModel, export_instrumented, keep_outputs
+from kcdp.export.device.model import DeviceModel, ReferenceModel
 from kcdp.export.parity import Gate, assemble, check_signature, compare, compare_levels
+from kcdp.export.passes.registry import PassOptions, apply_passes
 from kcdp.export.reference import Reference
 from kcdp.export.runners import open_runner
 from kcdp.export.running.runner import FunctionRunner
+from kcdp.export.tracing import drop_dead_branches, keep_outputs, save_graph, trace
 from kcdp.graph import tagging_graph
 from kcdp.models.build import build_model
 from kcdp.runtime import Tagger
@@ -65,7 +67,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exportable(run):
-    return ExportModel(load_model(run)[0])
+    return ReferenceModel(load_model(run)[0])
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +81,13 @@ def images(run):
 def graphs(exportable, tmp_path_factory):
     """instrumented.onnx and model.onnx of the same model."""
     folder = tmp_path_factory.mktemp("graphs")
-    export_instrumented(exportable, SIZE, folder / "instrumented.onnx")
-    keep_outputs(folder / "instrumented.onnx", folder / "model.onnx", ("logits",), {"note": "test"})
+    device = DeviceModel(exportable.model)
+    apply_passes(device, PassOptions(SIZE))
+    graph = trace(device, SIZE)
+    drop_dead_branches(graph)
+    save_graph(graph, folder / "instrumented.onnx")
+    keep_outputs(graph, ("logits",), {"note": "test"})
+    save_graph(graph, folder / "model.onnx")
     return folder
 
 
@@ -110,7 +117,7 @@ def test_gate_passes_on_a_faithful_graph(graphs, reference, images):
     for run in runtime.runs:
         assert run.numbers["decisions"]["agree"] == 1.0
         assert run.numbers["logits"]["max_abs"] < 1e-4
-        assert set(run.numbers["levels"]) == {"s4", "s8", "s16", "s32"}
+        assert set(run.numbers["levels"]) == {"v", "s4", "s8", "s16", "s32", "maps_s8", "maps_s16"}
     assert len(set(reference.logits.argmax(1))) > 1, "decisions of one class only would prove little"
     json.dumps(report.to_dict(), allow_nan=False)
 
@@ -119,7 +126,8 @@ def test_reference_is_the_model_itself(exportable, reference, images):
     with torch.no_grad():
         output = exportable.model(torch.from_numpy(images[:3]))
     np.testing.assert_allclose(reference.logits[:3], output.logits.numpy(), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(reference.levels["s8"][:3], output.levels["s8"].numpy(), rtol=1e-4, atol=1e-5)
+    both = np.concatenate([reference.levels["s8"], reference.levels["maps_s8"]], axis=1)
+    np.testing.assert_allclose(both[:3], output.levels["s8"].numpy(), rtol=1e-4, atol=1e-5)
 
 
 def perturbed(path, target, change):
@@ -182,7 +190,7 @@ def test_signature_differences_are_named(graphs):
     (failure,) = check_signature(graphs / "model.onnx", tagging_graph(64))
     assert "inputs are" in failure and "64" in failure
     (failure,) = check_signature(graphs / "instrumented.onnx", tagging_graph(SIZE))
-    assert failure.startswith("outputs are logits float32 [batch, 6], s4 float32 [batch, ")
+    assert failure.startswith("outputs are logits float32 [batch, 6], v float32 [batch, 64], s4 float32 [batch, ")
     assert failure.endswith("; expected logits float32 [batch, 6]")
 
 
@@ -232,11 +240,11 @@ def test_tagger_answers_like_the_trained_model(run, exported):
 
 
 def test_command_fails_and_writes_nothing_when_the_gate_fails(run, tmp_path, monkeypatch, capsys):
-    def perturbing(model, size, path, opset=20):
-        export_instrumented(model, size, path, opset)
+    def perturbing(graph, path, **options):
+        save_graph(graph, path, **options)
         perturbed(path, path, one_weight)
 
-    monkeypatch.setattr(exporter, "export_instrumented", perturbing)
+    monkeypatch.setattr(exporter, "save_graph", perturbing)
     out = tmp_path / "model.kcdp"
     assert main(["export", str(run), "--out", str(out)]) == 1
     captured = capsys.readouterr()

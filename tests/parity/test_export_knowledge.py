@@ -14,9 +14,15 @@ from kcdp.bundle import Bundle
 from kcdp.cli import main
 from kcdp.config import Config, load_config
 from kcdp.data.registry import open_dataset
+from kcdp.errors import KcdpError
+from kcdp.knowledge.embedding import knowledge_tokens
+from kcdp.knowledge.open_text import open_text
+from kcdp.knowledge.triples import open_extractor, triples_text
 from kcdp.models.build import build_model
 from kcdp.models.lora import lora_parameters
 from kcdp.runtime import Tagger
+from kcdp.runtime.session import OnnxRuntimeSession
+from kcdp.runtime.text import KnowledgeEncoder
 from kcdp.training.checkpoint import load_model, save_checkpoint
 
 SOURCE = "synthetic:photos?n=60&size=48"
@@ -118,10 +124,68 @@ def test_adapters_are_merged(backbone, tmp_path):
     assert products(bundle) == products(tmp_path / "plain.kcdp")
 
 
-def test_a_model_that_needs_captions_is_refused_with_the_way_out(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """A run that is told by captions."""
     config = load_config("tiny", overrides=("model.knowledge.mode=explicit",), data={"data": {"source": SOURCE}})
-    run = save(config, tmp_path / "run")
-    assert main(["export", str(run), "--out", str(tmp_path / "model.kcdp"), *CHECK]) == 2
+    return save(config, tmp_path_factory.mktemp("told") / "run")
+
+
+def test_captions_on_the_device(told, tmp_path, capsys):
+    """From a caption to logits without PyTorch, as the trained model answers with that caption."""
+    out = tmp_path / "model.kcdp"
+    assert main(["export", str(told), "--out", str(out), *CHECK]) == 0
+    printed = capsys.readouterr().out
+    assert "text: states within" in printed
+    assert printed.splitlines()[-1] == f"next: python -m kcdp.export info {out}"
+    bundle = Bundle.open(out)
+    assert {"model.onnx", "text.onnx", "tokenizer.json", "parity.md"} <= set(bundle.manifest.files)
+    assert bundle.manifest.needs == ("onnx", "knowledge-input") and bundle.manifest.parity["text"]["texts"] > 1
+    assert main(["export", "info", str(out)]) == 0
+    assert "knowledge float32 [batch, 48, 32]" in capsys.readouterr().out
+
+    model, checkpoint = load_model(told)
+    pictures = open_dataset("synthetic:stickers?n=3&size=48")
+    images = checkpoint.config.preprocess.apply_batch([pictures.image(i) for i in range(3)])
+    captions = ["a cat hugs a dog", "", "thumbs up \N{THUMBS UP SIGN}"]
+    encoder = open_text(checkpoint.config.model)
+    rules = open_extractor("rules")
+    knowledge = torch.stack([
+        knowledge_tokens(text, [] if (found := triples_text(text, rules, " ")) == [text] else found, encoder.encode)
+        for text in captions
+    ])  # fmt: skip
+    with torch.inference_mode():
+        want = model(torch.from_numpy(images), knowledge).logits.numpy()
+    tokens = KnowledgeEncoder.open(bundle).tokens(captions)
+    with OnnxRuntimeSession(bundle) as session:
+        np.testing.assert_allclose(session.run(images, tokens), want, atol=1e-4)
+        with pytest.raises(KcdpError, match="no knowledge given to"):
+            session.run(images)
+        with pytest.raises(KcdpError, match=r"received float32 \[2, 48, 32\]; expected float32 \[3, 48, 32\]"):
+            session.run(images, tokens[:2])
+        with pytest.raises(KcdpError, match="takes knowledge with every picture"):
+            Tagger(session)
+
+
+def test_one_text_for_all_pictures(told, tmp_path):
+    out = tmp_path / "model.kcdp"
+    arguments = ["--knowledge", "constant", "--text", "a sticker", *CHECK]
+    assert main(["export", str(told), "--out", str(out), *arguments]) == 0
+    manifest = Bundle.open(out).manifest
+    assert manifest.knowledge == {"mode": "constant"} and manifest.parity["passed"]
+    assert [tensor.name for tensor in manifest.graph.inputs] == ["images"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--knowledge", "implicit"], "expected input, constant; teach an adapter: kcdp train"),
+        (["--knowledge", "constant"], 'expected the one text of all pictures; add --text "a sticker"'),
+        (["--text", "a sticker"], "expected no text: it is for --knowledge constant"),
+    ],
+)
+def test_knowledge_that_a_run_does_not_offer(told, tmp_path, capsys, arguments, message):
+    assert main(["export", str(told), "--out", str(tmp_path / "model.kcdp"), *arguments, *CHECK]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and 'mode "explicit"' in error and "training.implicit=distill" in error
+    assert message in error and error.count("\n") == 1, error
     assert not (tmp_path / "model.kcdp").exists()

@@ -214,7 +214,7 @@ def test_preprocessing_and_graph_must_agree_on_the_size(path):
     assert message.startswith(f"{path / MANIFEST}: pictures are prepared at 32 px, the graph takes another size")
 
 
-MODES = '{"mode": "constant"} or {"mode": "implicit"}'
+MODES = '{"mode": "constant"}, {"mode": "implicit"} or {"mode": "input", ...}'
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ MODES = '{"mode": "constant"} or {"mode": "implicit"}'
         ("knowledge", "constant", MODES),
         ("precision", {}, 'an object with "default"'),
         ("precision", "float32", 'an object with "default"'),
-        ("target", "tensorrt", "portable"),
+        ("target", "jetson", "one of portable, cpu, cuda, tensorrt, web"),
         ("opset", "20", "a whole number"),
         ("opset", True, "a whole number"),
         ("needs_version", 1, "a version"),

@@ -171,6 +171,18 @@ def test_what_each_pass_takes_away():
     assert not modules(device, PlainExperts) and isinstance(device.norm, nn.Identity)
 
 
+def test_one_text_for_all_pictures_is_folded():
+    """A run that is told by captions, exported with one text."""
+    model = network("explicit")
+    images, knowledge = inputs(model)
+    fixed = knowledge[:1]
+    device = DeviceModel(model, fixed=fixed)
+    want = answers(ReferenceModel(model), (images, fixed.expand(3, -1, -1)))
+    assert_same(answers(ReferenceModel(model, fixed), (images,)), want, device.output_names)
+    apply_passes(device, OPTIONS)
+    assert_same(answers(device, (images,)), want, device.output_names)
+
+
 def test_knowledge_is_not_folded_where_hidden_states_are_no_narrower():
     model = network("constant")
     wide = load_config(

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
@@ -342,7 +342,7 @@ def test_a_graph_that_fails_is_one_line(
 @pytest.mark.parametrize("logits", [np.zeros((2, 5), np.float32), np.zeros((1, 6), np.float32), np.zeros((2, 6))])
 def test_whatever_a_session_returns_is_checked(tiny_bundle: Bundle, logits: np.ndarray) -> None:
     class Wrong(Session):
-        def _run(self, images: np.ndarray) -> np.ndarray:
+        def _run(self, feed: Mapping[str, np.ndarray]) -> np.ndarray:
             return logits
 
         def _describe(self) -> dict[str, Any]:

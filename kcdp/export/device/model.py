@@ -7,7 +7,7 @@ from torch import nn
 
 from kcdp.export.device.sharing import share
 from kcdp.export.device.unet import DeviceUNet
-from kcdp.models.kadap import Kadap
+from kcdp.models.kadap import ConstantKnowledge, Kadap
 from kcdp.models.moe import MixtureOfExperts
 from kcdp.models.pyramid import FeaturePyramid, pool_levels
 
@@ -17,14 +17,16 @@ class ReferenceModel(nn.Module):
 
     Args:
         model: put in evaluation mode, otherwise unchanged.
+        fixed: float [1, T, W], the knowledge of all pictures; None: the model's own, or given with each batch.
 
     Attributes:
         output_names: "logits", "v", the levels' decoder features fine to coarse ("s8", ...), the cross-attention maps
             ("maps_s16", ...).
     """
 
-    def __init__(self, model: Kadap) -> None:
+    def __init__(self, model: Kadap, fixed: torch.Tensor | None = None) -> None:
         super().__init__()
+        self.fixed = fixed
         self.model = model.eval()
         self.eval()
         self.output_names = output_names(model)
@@ -32,7 +34,7 @@ class ReferenceModel(nn.Module):
     def forward(self, images: torch.Tensor, knowledge: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """uint8 [N, size, size, 3], RGB, and knowledge tokens where the model takes them, to the tensors of
         ``output_names``: [N, 6], [N, V], [N, C, H, W] each, [N, T, H, W] each."""
-        output = self.model(images, knowledge)
+        output = self.model(images, self.fixed if knowledge is None else knowledge)
         levels = self.model.features.levels
         features = [output.levels[level.name][:, : level.channels - level.map_channels] for level in levels]
         maps = [output.levels[level.name][:, level.channels - level.map_channels :] for level in levels
@@ -48,6 +50,7 @@ class DeviceModel(nn.Module):
     Args:
         model: the trained model.
         takes_knowledge: knowledge tokens are an input, whatever the model could predict itself.
+        fixed: float [1, T, W], the knowledge of all pictures, whatever the model could predict itself; None: none.
 
     Attributes:
         pixels: bytes to the encoder's numbers; None: the input is float [N, 3, S, S], scaled already.
@@ -57,7 +60,7 @@ class DeviceModel(nn.Module):
         norm, moe: v, joined, to logits.
     """
 
-    def __init__(self, model: Kadap, takes_knowledge: bool = False) -> None:
+    def __init__(self, model: Kadap, takes_knowledge: bool = False, fixed: torch.Tensor | None = None) -> None:
         super().__init__()
         source = share(model.eval())
         self.output_names = output_names(model)
@@ -67,6 +70,8 @@ class DeviceModel(nn.Module):
         self.pixels: nn.Module | None = None
         self.encoder: nn.Module = source.features.encoder
         self.knowledge: nn.Module | None = None if takes_knowledge else source.knowledge
+        if fixed is not None:
+            self.knowledge = ConstantKnowledge(fixed.shape[1], fixed.shape[2], fixed)
         self.context_mean: nn.Module | None = MeanToken() if model.join else None
         self.unet = DeviceUNet(source.features)
         self.head: nn.Module = PlainHead(source.pyramid, self.level_names)

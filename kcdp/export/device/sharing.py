@@ -46,8 +46,8 @@ def linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
 def convolution(like: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Conv2d:
     """A convolution of the same stride and padding around other tensors: [out, in, kh, kw] and [out]."""
     made = nn.Conv2d(
-        weight.shape[1] * like.groups, weight.shape[0], tuple(weight.shape[2:]),
-        stride=like.stride, padding=like.padding, dilation=like.dilation, groups=like.groups,
+        weight.shape[1] * like.groups, weight.shape[0], (weight.shape[2], weight.shape[3]),
+        stride=like.stride, padding=like.padding, dilation=like.dilation, groups=like.groups,  # type: ignore[arg-type]
         bias=bias is not None, device="meta",
     )  # fmt: skip
     made.weight = parameter(weight)

@@ -32,6 +32,7 @@ class ResNet(nn.Module):
         """[N, C, H, W] and the time embedding [1, E] to [N, C', H, W]."""
         inner = self.conv1(F.silu(self.norm1(hidden)))
         if self.time is not None:
+            assert embedding is not None
             inner = inner + self.time(F.silu(embedding))[:, :, None, None]
         inner = self.conv2(F.silu(self.norm2(inner)))
         return inner + (hidden if self.shortcut is None else self.shortcut(hidden))
@@ -52,6 +53,20 @@ class TimeEmbedding(nn.Module):
         return self.embed(self.project(self.timestep).to(dtype))
 
 
+class Double(nn.Module):
+    """Nearest up-sampling by 2 and a convolution. Cells are copied, in operators that every type and runtime has."""
+
+    def __init__(self, upsampler: Any) -> None:
+        super().__init__()
+        self.conv = upsampler.conv
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[N, C, H, W] to [N, C', 2 H, 2 W]."""
+        height, width = hidden.shape[2:]
+        rows = torch.stack([hidden, hidden], dim=4).reshape(*hidden.shape[:2], height, 1, 2 * width)
+        return self.conv(torch.cat([rows, rows], dim=3).reshape(*hidden.shape[:2], 2 * height, 2 * width))
+
+
 class Stage(nn.Module):
     """ResNets of one resolution, each with a transformer or without, and what changes the resolution."""
 
@@ -61,8 +76,10 @@ class Stage(nn.Module):
         attentions = getattr(block, "attentions", None) or []
         self.attentions = nn.ModuleList(Transformer(transformer, want_maps) for transformer in attentions)
         self.resize: nn.Module | None = None
-        for changer in getattr(block, "downsamplers", None) or getattr(block, "upsamplers", None) or ():
+        for changer in getattr(block, "downsamplers", None) or ():
             self.resize = changer
+        for changer in getattr(block, "upsamplers", None) or ():
+            self.resize = Double(changer)
         self.tap = tap
 
     def layer(
@@ -121,6 +138,7 @@ class DeviceUNet(nn.Module):
         hidden = self.conv_in(latents)
         skips = [hidden]
         for name, stage in zip(self.names, self.down, strict=True):
+            assert isinstance(stage, Stage)
             for index in range(len(stage.resnets)):
                 hidden, found = stage.layer(index, hidden, embedding, context)
                 maps[name] += found
@@ -133,6 +151,7 @@ class DeviceUNet(nn.Module):
                 hidden, _ = self.mid_attentions[index - 1](hidden, context)
             hidden = resnet(hidden, embedding)
         for name, stage in zip(reversed(self.names), self.up, strict=True):
+            assert isinstance(stage, Stage)
             for index in range(len(stage.resnets)):
                 hidden, found = stage.layer(index, torch.cat([hidden, skips.pop()], dim=1), embedding, context)
                 maps[name] += found

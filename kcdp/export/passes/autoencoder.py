@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -33,7 +35,7 @@ def fold_autoencoder(model: DeviceModel) -> None:
     model.encoder = encoder.encoder
 
 
-def _last_convolution(encoder: nn.Module) -> tuple[nn.Module, str, nn.Conv2d]:
+def _last_convolution(encoder: Any) -> tuple[nn.Module, str, nn.Conv2d]:
     """Of a diffusers ``Encoder`` (``conv_out``) or ``EncoderTiny`` (the last of ``layers``); and where it hangs."""
     if hasattr(encoder, "conv_out"):
         return encoder, "conv_out", encoder.conv_out

@@ -29,6 +29,20 @@ class ConstantKeysValues(nn.Module):
         return self.keys, self.values
 
 
+class ConstantMean(nn.Module):
+    """The mean of tokens that never change, [1, W]."""
+
+    mean: torch.Tensor
+
+    def __init__(self, mean: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.detach().contiguous(), persistent=False)
+
+    def forward(self, context: torch.Tensor) -> torch.Tensor:
+        """The context makes no difference."""
+        return self.mean
+
+
 class HiddenKnowledge(nn.Module):
     """The adapter of implicit knowledge up to its last hidden states, [N, T, hidden]: what follows is linear."""
 
@@ -88,9 +102,14 @@ def fold_context(model: DeviceModel) -> None:
         if isinstance(knowledge, ConstantKnowledge):
             for layer in crossing:
                 layer.keys_values = ConstantKeysValues(*layer.keys_values(knowledge.embedding))
+            if model.context_mean is not None:
+                model.context_mean = ConstantMean(knowledge.embedding.mean(dim=1))
             model.knowledge = NoContext()
-        elif isinstance(knowledge, ImplicitKnowledge) and knowledge.output[1].in_features < knowledge.base.shape[2]:
+        elif isinstance(knowledge, ImplicitKnowledge):
             gate, last = torch.tanh(knowledge.gate), knowledge.output[1]
+            assert isinstance(last, nn.Linear)
+            if last.in_features >= last.out_features:
+                return
             tokens = Shifted(gate[:, None] * last.weight, knowledge.base + gate * last.bias)
             for layer in crossing:
                 assert isinstance(layer.keys_values, KeysValues)

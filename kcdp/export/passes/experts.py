@@ -50,6 +50,7 @@ def gather_experts(model: DeviceModel) -> None:
     with torch.no_grad():
         if isinstance(model.norm, BatchNorm):
             norm = model.norm
+            assert norm.running_mean is not None and norm.running_var is not None
             scale = (norm.running_var + norm.eps).rsqrt()
             scale = scale if norm.weight is None else scale * norm.weight
             shift = -norm.running_mean * scale

@@ -18,6 +18,7 @@ def merge_adapters(model: DeviceModel) -> None:
         KcdpError: a merged weight is not finite.
     """
     for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, LoraLayer)]:
+        assert isinstance(layer, nn.Module)
         made = merged(layer)
         if not torch.isfinite(made.weight).all():
             fix = "take an earlier checkpoint"
@@ -32,4 +33,5 @@ def merged(layer: nn.Module) -> nn.Linear:
         return layer
     base = layer.get_base_layer()
     assert isinstance(base, nn.Linear)
-    return linear(base.weight + layer.get_delta_weight(layer.active_adapters[0]).to(base.weight.dtype), base.bias)
+    delta: torch.Tensor = layer.get_delta_weight(layer.active_adapters[0])  # type: ignore[operator]
+    return linear(base.weight + delta.to(base.weight.dtype), base.bias)

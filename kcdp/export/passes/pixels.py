@@ -23,7 +23,8 @@ class ScalePixels(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """RGB, 0..255."""
-        return images.permute(0, 3, 1, 2).to(self.scale.dtype) * self.scale + self.shift
+        # TensorRT transposes no bytes, so they become numbers first.
+        return images.to(self.scale.dtype).permute(0, 3, 1, 2) * self.scale + self.shift
 
 
 class _TinyLayers(nn.Module):

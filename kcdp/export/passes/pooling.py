@@ -82,6 +82,7 @@ class PooledHead(nn.Module):
         pyramid = head.pyramid
         self.regions, self.lateral, self.output = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for name, lateral, output in zip(self.names, pyramid.lateral, pyramid.output, strict=True):
+            assert isinstance(lateral, nn.Conv2d) and isinstance(output, nn.Conv2d)
             height, width = cells[name]
             self.regions.append(RegionMeans(height, width, lateral.weight.dtype))
             self.lateral.append(linear(lateral.weight[:, :, 0, 0], lateral.bias))

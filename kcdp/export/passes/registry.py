@@ -86,6 +86,13 @@ class PassRow:
     counts: Counts
     difference: float | None
 
+    def describe(self) -> str:
+        """One line."""
+        counts = self.counts
+        made = "" if self.difference is None else f", largest difference {self.difference:.1e}"
+        return (f"{self.name:<14}{counts.operators:>6} operators {counts.parameters / 1e6:>8.2f} M "
+                f"{counts.gflops:>8.2f} GFLOP {counts.megabytes:>8.1f} MB{made}")  # fmt: skip
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return {"pass": self.name, "what": self.what, **asdict(self.counts), "max_abs_difference": self.difference}

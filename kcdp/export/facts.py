@@ -1,0 +1,40 @@
+"""What a bundle says of where it came from."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import kcdp
+
+PACKAGES = ("torch", "diffusers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "numpy", "Pillow")
+
+
+def producers() -> dict[str, str]:
+    """Versions of everything that had a hand in the graph; what is not installed is left out."""
+    found = {"kcdp": kcdp.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def code_revision() -> str:
+    """The git commit of the kcdp in use, with "-dirty" where files differ; empty for an installed package."""
+    folder = Path(kcdp.__file__).parent.parent
+    if not (folder / ".git").exists():
+        return ""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=20
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", "kcdp") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,69 @@
+"""From the exact float32 graph to the precision asked for, by measurement on pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from kcdp.export.precision.calibration import Feed, effort_for, split_feeds
+from kcdp.export.precision.ranges import measure_ranges
+from kcdp.export.precision.sensitivity import make_plan
+from kcdp.export.precision.typed import to_half
+from kcdp.export.precision.weight_only import quantize_weights
+from kcdp.export.targets import Target
+
+HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+#: Pictures that ranges are measured on before a graph is made half precision.
+RANGE_PICTURES = 16
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """What was done to a graph.
+
+    Attributes:
+        precision: the manifest's entry: {"default": ..., node name: "float32"}.
+        report: plain JSON, what was measured and why.
+        lines: for the terminal.
+    """
+
+    precision: dict[str, str]
+    report: dict[str, Any] = field(default_factory=dict)
+    lines: tuple[str, ...] = ()
+
+
+def narrow(model: ir.Model, target: Target, precision: str, feeds: Sequence[Feed], progress: bool = False) -> Narrowed:
+    """Rewrite a float32 graph in place.
+
+    Args:
+        precision: a key of ``kcdp.export.targets.PRECISIONS``.
+        feeds: calibration pictures, and knowledge where the graph takes it, in batches; none is a check picture.
+    """
+    if precision == "fp32":
+        return Narrowed({"default": "float32"})
+    if precision in HALVES:
+        half = to_half(model, HALVES[precision], measure_ranges(model, feeds, progress=progress))
+        islands = half.islands
+        line = f"  {len(islands)} float32 islands, {half.casts} casts"
+        return Narrowed(half.precision_map(), half.to_dict(), (line,))
+    if precision == "w8":
+        report = quantize_weights(model)
+        default = "int8-weights"
+    else:
+        calibrating, held_out = split_feeds(_joined(feeds), effort_for(model).batch)
+        plan = make_plan(model, calibrating, held_out, activations=target.activations, progress=progress)
+        report = plan.apply(model)
+        default = "int8"
+    left = {row.name: "float32" for row in report.rows if not row.quantised}
+    line = f"  {report.quantised} of {len(report.rows)} layers in 8 bits, weights {report.bytes_after / 1e6:.1f} MB"
+    return Narrowed(
+        {"default": default, **left}, report.to_dict(), (line, *(f"  {note}" for note in report.notes[-1:]))
+    )
+
+
+def _joined(feeds: Sequence[Feed]) -> dict[str, Any]:
+    return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
