@@ -201,7 +201,7 @@ def _make(job: _Job, run: str | Path, check_images: ImageDataset) -> tuple[Manif
     job.say(f"4/{STEPS} precision {job.options.precision}")
     narrowed = _narrow(job, model, images, reference)
     counted = census(model)
-    wrong = check_census(counted, narrowed.precision["default"], narrowed.precision)
+    wrong = check_census(counted, narrowed.stored or narrowed.precision["default"], narrowed.precision)
     if wrong:
         raise KcdpError(f"the graph is not in {job.options.precision}: {wrong[0]}", fix="report this model")
     job.say(counted.text())
@@ -249,7 +249,7 @@ def _rewrite(job: _Job, device: DeviceModel, images: np.ndarray) -> list[PassRow
 
 def _narrow(job: _Job, model: ir.Model, images: np.ndarray, reference: Reference) -> Narrowed:
     feeds = []
-    if job.options.precision not in ("fp32", "w8"):
+    if job.options.precision not in ("fp32", "w8") and (job.options.precision != "bf16" or job.target.typed_bfloat16):
         effort = effort_for(model)
         chosen = calibration_pictures(job.options.calibration, job.checkpoint.config.data, effort.pictures)
         measured = job.spec.apply_batch([chosen.image(i) for i in range(len(chosen))])

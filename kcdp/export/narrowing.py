@@ -12,6 +12,7 @@ import onnx_ir as ir
 from kcdp.export.precision.calibration import Feed, effort_for, split_feeds
 from kcdp.export.precision.ranges import measure_ranges
 from kcdp.export.precision.sensitivity import make_plan
+from kcdp.export.precision.stored_half import store_bfloat16
 from kcdp.export.precision.typed import to_half
 from kcdp.export.precision.weight_only import quantize_weights
 from kcdp.export.targets import Target
@@ -29,11 +30,13 @@ class Narrowed:
         precision: the manifest's entry: {"default": ..., node name: "float32"}.
         report: plain JSON, what was measured and why.
         lines: for the terminal.
+        stored: what the census has to find, where that is not the precision itself.
     """
 
     precision: dict[str, str]
     report: dict[str, Any] = field(default_factory=dict)
     lines: tuple[str, ...] = ()
+    stored: str = ""
 
 
 def narrow(model: ir.Model, target: Target, precision: str, feeds: Sequence[Feed], progress: bool = False) -> Narrowed:
@@ -45,6 +48,10 @@ def narrow(model: ir.Model, target: Target, precision: str, feeds: Sequence[Feed
     """
     if precision == "fp32":
         return Narrowed({"default": "float32"})
+    if precision == "bf16" and not target.typed_bfloat16:
+        count = store_bfloat16(model)
+        line = f"  {count} weight tensors stored in bfloat16; the runtime computes in it"
+        return Narrowed({"default": "bfloat16"}, {"stored": count}, (line,), "bfloat16-weights")
     if precision in HALVES:
         half = to_half(model, HALVES[precision], measure_ranges(model, feeds, progress=progress))
         islands = half.islands

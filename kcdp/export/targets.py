@@ -28,6 +28,8 @@ class Target:
         kernel: form of attention without maps; see ``kcdp.export.device.attention.Attention``.
         winograd: large 3x3 convolutions by minimal filtering, in these precisions.
         activations: type of rounded activations in int8.
+        typed_bfloat16: its bf16 graphs are strongly typed; else float32 with weights of bfloat16, for a runtime that is
+            told to compute in it.
         profile: the batch may be MIN:OPT:MAX.
         max_bytes: of the whole bundle; None: any.
         verified: precision -> where graphs of this target have run, and where they have not.
@@ -42,13 +44,14 @@ class Target:
     kernel: str = "products"
     winograd: tuple[str, ...] = ()
     activations: str = "uint8"
+    typed_bfloat16: bool = True
     profile: bool = False
     max_bytes: int | None = None
 
 
     def opset_for(self, precision: str) -> int:
         """Convolutions know bfloat16 from operator set 22 on."""
-        return max(self.opset, 22) if precision == "bf16" else self.opset
+        return max(self.opset, 22) if precision == "bf16" and self.typed_bfloat16 else self.opset
 
 
 _ORT_CPU = "ONNX Runtime 1.32 on a CPU"
@@ -65,7 +68,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType({
             ("openvino", "onnxruntime"),
             {"fp32": f"{_ORT_CPU}, OpenVINO 2026.4", "bf16": "OpenVINO 2026.4 on a CPU with AVX-512 bf16",
              "int8": f"{_ORT_CPU}, OpenVINO 2026.4 with VNNI", "w8": f"{_ORT_CPU}, OpenVINO 2026.4"},
-            winograd=("fp32",),
+            winograd=("fp32",), typed_bfloat16=False,
         ),
         Target(
             "cuda", "ONNX Runtime's CUDA provider", 20, ("fp32", "fp16"), ("onnxruntime-cuda", "onnxruntime"),

@@ -9,6 +9,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from kcdp.export.precision.layers import find_layers
+
 #: Operators whose type decides what a graph costs.
 PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Attention", "MultiHeadAttention")
 _INTEGERS = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16)
@@ -22,7 +24,7 @@ class Census:
         counts: kind -> type -> how many. "int8" computes with integers, or would where a runtime fuses it;
             "int8-weights" unpacks integers before it computes in the type that follows.
         products: node name -> type, of operators that multiply.
-        weighted: names of those that have constant weights.
+        weighted: names of those that have weights of float32, not packed.
     """
 
     counts: Mapping[str, Mapping[str, int]]
@@ -48,7 +50,7 @@ class Census:
 def census(model: ir.Model) -> Census:
     """Count. The type of an operator is that of its first float output or, without one, of its first float input."""
     counts: dict[str, Counter[str]] = {}
-    products, weighted = {}, set()
+    products = {}
     for node in model.graph:
         kind = _type(node)
         if kind is None:
@@ -56,9 +58,7 @@ def census(model: ir.Model) -> Census:
         counts.setdefault(node.op_type, Counter())[kind] += 1
         if node.op_type in PRODUCTS:
             products[str(node.name)] = kind
-            if any(value is not None and value.is_initializer() for value in node.inputs[1:2]):
-                weighted.add(str(node.name))
-    return Census(counts, products, frozenset(weighted))
+    return Census(counts, products, frozenset(layer.name for layer in find_layers(model.graph)))
 
 
 def check_census(found: Census, precision: str, islands: Mapping[str, str]) -> list[str]:
@@ -73,8 +73,8 @@ def check_census(found: Census, precision: str, islands: Mapping[str, str]) -> l
         for name, kind in found.products.items():
             if kind not in (precision, f"int8-weights {precision}") and islands.get(name) != kind:
                 failures.append(f"the product {name} computes in {kind} and is no declared island")
-    kinds = Counter(kind.split()[0] for kind in found.products.values())
-    if precision in ("int8", "int8-weights"):
+    kinds = Counter(kind.split()[0] for kind in found.products.values())  # without the type that follows
+    if precision in ("int8", "int8-weights", "bfloat16-weights"):
         if not kinds[precision]:
             failures.append(f"no product is {precision}")
         undeclared = [name for name in found.weighted if found.products[name] == "float32" != islands.get(name)]
@@ -93,14 +93,19 @@ def _type(node: ir.Node) -> str | None:
     name = {"FLOAT": "float32", "DOUBLE": "float64"}.get(floats[0].name, floats[0].name.lower())
     if node.op_type not in PRODUCTS:
         return name
-    packed = [_unpacks(value) for value in node.inputs[:2] if value is not None]
-    if all(packed):
+    stored = [_stored(value) for value in node.inputs[:2] if value is not None]
+    if stored == ["int8", "int8"]:
         return "int8"
-    return f"int8-weights {name}" if len(packed) > 1 and packed[1] else name
+    return f"{stored[1]}-weights {name}" if len(stored) > 1 and stored[1] else name
 
 
-def _unpacks(value: ir.Value) -> bool:
+def _stored(value: ir.Value) -> str:
+    """What a float value was unpacked from: "int8" by DequantizeLinear, "bfloat16" by a Cast of weights; else ""."""
     producer = value.producer()
-    if producer is None or producer.op_type != "DequantizeLinear" or producer.inputs[0] is None:
-        return False
-    return producer.inputs[0].dtype in _INTEGERS
+    if producer is None or producer.inputs[0] is None:
+        return ""
+    dtype = producer.inputs[0].dtype
+    if producer.op_type == "DequantizeLinear" and dtype in _INTEGERS:
+        return "int8"
+    packed = producer.op_type == "Cast" and producer.inputs[0].is_initializer() and dtype == ir.DataType.BFLOAT16
+    return "bfloat16" if packed else ""

@@ -55,7 +55,8 @@ def measure_ranges(model: ir.Model, feeds: Sequence[Feed], *, progress: bool = F
 def _offsets(model: ir.Model, feeds: Sequence[Feed], progress: bool) -> Mapping[str, float]:
     """Largest |mean| over deviation of the groups that each normalisation sees, by the name of its input."""
     probe = model.clone()
-    graph, parts = probe.graph, []
+    graph = probe.graph
+    parts: list[ir.Value] = []
     inputs = {node.inputs[0]: node for node in graph if node.op_type in NORMS and node.inputs[0] is not None}
     if not inputs:
         return {}

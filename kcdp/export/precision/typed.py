@@ -114,14 +114,11 @@ def find_islands(model: ir.Model, dtype: ir.DataType, ranges: Mapping[str, Range
         if node is not None and node not in found:
             found[node] = Island(name_of(node), node.op_type, why, measured)
 
-    after = _after(model.graph, "v")
     for node in model.graph:
         if not _computes(node):
             continue
         if not _has_half(node, dtype, model.opset_imports.get("", 0)):
             add(node, f"the operator has no {half.name} form in this operator set")
-        if node in after:
-            add(node, "behind v: a thousandth of the work, and differences of large numbers")
         for value in node.outputs:
             if value.dtype != FLOAT:
                 continue
@@ -168,18 +165,6 @@ def _judge_weights(node: ir.Node, value: ir.Value, half: HalfType, add: Add) -> 
         share = float(np.count_nonzero(np.abs(weights) < 2.0**-25) - np.count_nonzero(weights == 0)) / weights.size
         if share > VANISHING:
             add(node, f"{share:.1%} of the weights would round to 0", share)
-
-
-def _after(graph: ir.Graph, name: str) -> set[ir.Node]:
-    """All nodes that depend on a value."""
-    reached: set[ir.Node] = set()
-    waiting = [value for node in graph for value in node.outputs if value.name == name]
-    while waiting:
-        for use in waiting.pop().uses():
-            if use.node not in reached:
-                reached.add(use.node)
-                waiting += use.node.outputs
-    return reached
 
 
 def _computes(node: ir.Node) -> bool:

@@ -26,8 +26,8 @@ class CompiledGraph(Runner):
     """A graph compiled for the processor, in the type that its precision promises and no other.
 
     OpenVINO's own default is bfloat16 wherever the processor has it, whatever the graph says; so the type is always
-    given: bfloat16 for a float32 graph that is to run in it; float32 else. A graph whose own tensors are bfloat16
-    keeps them, and its float32 islands with them, under float32.
+    given: bfloat16 for a float32 graph that is to run in it, even if its weights are stored so; float32 else. A graph
+    whose own nodes give bfloat16 keeps them, and its float32 islands with them, under float32.
 
     Args:
         path: the .onnx file; its weights file, if any, beside it.
@@ -52,7 +52,7 @@ class CompiledGraph(Runner):
             graph = ir.load(self.path).graph
         except Exception as error:
             raise DoesNotRun(f"OpenVINO cannot open {self.path.name} ({first_line(error)})") from error
-        asked = self._asked(any(v.dtype == ir.DataType.BFLOAT16 for v in graph.initializers.values()))
+        asked = self._asked(any(v.dtype == ir.DataType.BFLOAT16 for node in graph for v in node.outputs))
         settings = {"INFERENCE_NUM_THREADS": self.threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": asked}
         try:
             self._compiled: Any = core.compile_model(core.read_model(str(self.path)), "CPU", settings)
