@@ -6,7 +6,7 @@ Everything is measured in two graphs that hold each layer twice, as it is and qu
 - behind a switch for each layer: the noise that any set of quantised layers makes in the logits.
 
 Noise of independent roundings adds up, so the layers that make most of it are found one by one, or in groups of
-neighbours where a run of the model takes seconds. They are left in float32, most noise for the least work first, until
+neighbours where a run of the model takes seconds. They are left in float32, most noise for the least cost first, until
 the logits of the rest, quantised together, are as near to float32 as asked for.
 """
 
@@ -35,9 +35,9 @@ from kcdp.export.precision.simulation import (
 #: Signal to noise of a typical picture's logits, in dB, that is aimed at. Measured with the edge preset on 500 faces,
 #: so many got the same answer as in float32: 97.8 % at 31.5 dB, 98.2 % at 35, 99.0 % at 38, 99.6 % at 43.
 TARGET_DB = 38.0
-#: At most this share of the multiplications stays in float32, whatever the noise.
+#: At most this share of the multiplications, and of the weights, stays in float32, whatever the noise.
 FLOAT_SHARE = 0.25
-#: Below this share of the multiplications all layers are equally cheap in float32.
+#: Below this share all layers are equally cheap in float32.
 LEAST_SHARE = 1e-3
 #: A layer alone worse than this, in dB, is not worth its speed.
 FLOOR_DB = 10.0
@@ -74,7 +74,7 @@ class Trial:
     decisions: float
 
     def describe(self) -> str:
-        return (f"{self.setting.method};  {self.left_out} layers ({self.float_share:.1%} of the work) in float32: "
+        return (f"{self.setting.method}; {self.left_out} layers ({self.float_share:.1%} of the work) in float32: "
                 f"logits {self.snr_db:.1f} dB, decisions {self.decisions:.2%}")  # fmt: skip
 
 
@@ -147,11 +147,15 @@ def make_plan(
     bench = Bench(model, layers, kind, limit, held_out)
     asked = np.array([layer.name in skip for layer in layers])
     tried = _try_methods(bench, model, feeds, asked, progress)
-    setting = max(tried, key=lambda trial: trial.snr_db).setting
+    best = max(tried, key=lambda trial: trial.snr_db)
+    setting = best.setting
     noise, bench.work = compare_layers(model, kind, limit, setting.ranges, held_out)
-    floor = ~asked & (noise > _ratio(FLOOR_DB)) & (bench.share < FLOAT_SHARE)
+    floor = ~asked & (noise > _ratio(FLOOR_DB)) & (bench.cost < FLOAT_SHARE)
     effects = bench.effects(setting, ~asked & ~floor, noise, effort.trials, progress)
-    left, search = _search(bench, setting, asked | floor, effects, target_db)
+    first = (
+        bench.trial(setting, ~asked & ~floor) if floor.any() else replace(best, float_share=bench.share[asked].sum())
+    )
+    left, search = _search(bench, first, asked | floor, effects, target_db)
     reasons = {}
     for i, layer in enumerate(layers):
         if asked[i]:
@@ -160,9 +164,19 @@ def make_plan(
             reasons[layer.name] = f"its answer has {_decibels(noise[i]):.1f} dB alone, needed {FLOOR_DB:.0f}"
         elif left[i]:
             reasons[layer.name] = f"alone brings the logits to {_decibels(effects[i]):.1f} dB"
+    others = [trial for trial in tried if trial is not best]
     alone = {layer.name: _decibels(noise[i]) for i, layer in enumerate(layers)}
     logits = {layer.name: _decibels(effects[i]) for i, layer in enumerate(layers) if effects[i] > 0}
-    return Plan(activations, reduce_range, setting, reasons, alone, logits, (*tried, *search), target_db)
+    return Plan(
+        activations,
+        reduce_range,
+        setting,
+        reasons,
+        alone,
+        logits,
+        (*(trial for trial in tried if trial is not best), *search),
+        target_db,
+    )
 
 
 def _try_methods(
@@ -176,12 +190,12 @@ def _try_methods(
 
 
 def _search(
-    bench: Bench, setting: Setting, left: np.ndarray, effects: np.ndarray, target_db: float
+    bench: Bench, first: Trial, left: np.ndarray, effects: np.ndarray, target_db: float
 ) -> tuple[np.ndarray, list[Trial]]:
-    """Leave out layers, most noise for the least work first, until the target is met or too much would be left out."""
-    share = bench.share
-    order = [i for i in np.argsort(-effects / np.maximum(share, LEAST_SHARE)) if not left[i] and effects[i] > 0]
-    trials = [bench.trial(setting, ~left)]
+    """Leave out layers, most noise for the least cost first, until the target is met or too much would be left out."""
+    cost = bench.cost
+    order = [i for i in np.argsort(-effects / np.maximum(cost, LEAST_SHARE)) if not left[i] and effects[i] > 0]
+    setting, trials = first.setting, [first]
     while trials[-1].snr_db < target_db and order:
         # noise adds up: as many layers as should be enough by their effects, and no fewer than a tenth more than before
         needed = (1 - _ratio(target_db) / _ratio(trials[-1].snr_db)) * effects[~left].sum()
@@ -189,27 +203,27 @@ def _search(
         count = max(int(np.searchsorted(gone, needed)) + 1, 1 + int(left.sum()) // 10)
         before = left.copy()
         for i in order[:count]:
-            left[i] = share[left].sum() + share[i] <= FLOAT_SHARE
+            left[i] = cost[left].sum() + cost[i] <= FLOAT_SHARE
         order = order[count:]
         if (left != before).any():
             trials.append(bench.trial(setting, ~left))
-    return _give_back(bench, setting, left, effects, target_db, trials)
+    return _give_back(bench, left, effects, target_db, trials)
 
 
 def _give_back(
-    bench: Bench, setting: Setting, left: np.ndarray, effects: np.ndarray, target_db: float, trials: list[Trial]
+    bench: Bench, left: np.ndarray, effects: np.ndarray, target_db: float, trials: list[Trial]
 ) -> tuple[np.ndarray, list[Trial]]:
-    """Of the layers left out, quantise again what makes the most work, while the target stays met."""
+    """Of the layers left out, quantise again what costs most, while the target stays met."""
     scale = _ratio(trials[-1].snr_db) / max(effects[~left].sum(), TINY)
     room = _ratio(target_db) - _ratio(trials[-1].snr_db)
     fuller = left.copy()
-    for i in np.argsort(-bench.share):
-        if left[i] and 0 < effects[i] * scale < room and bench.share[i] > LEAST_SHARE:
+    for i in np.argsort(-bench.cost):
+        if left[i] and 0 < effects[i] * scale < room and bench.cost[i] > LEAST_SHARE:
             fuller[i] = False
             room -= effects[i] * scale
     if (fuller == left).all():
         return left, trials
-    trial = bench.trial(setting, ~fuller)
+    trial = bench.trial(trials[0].setting, ~fuller)
     return (fuller, [*trials, trial]) if trial.snr_db >= target_db else (left, [*trials, trial, trials[-1]])
 
 
@@ -237,6 +251,12 @@ class Bench:
         """Of all multiplications, [L]."""
         share: np.ndarray = self.work / self.work.sum()
         return share
+
+    @property
+    def cost(self) -> np.ndarray:
+        """Of a layer in float32, [L]: its share of the multiplications or of the weights, whichever is more."""
+        weights = np.array([layer.parameters for layer in self.layers], np.float64)
+        return np.maximum(self.share, weights / weights.sum())
 
     def run(self, setting: Setting, quantised: np.ndarray) -> np.ndarray:
         """Logits float64 [N, classes] with some layers quantised, bool [L]."""
