@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export; 0 when the bundle is written, 1 when the parity gate failed."""
-    for package in (*PACKAGES, "onnx", "onnxscript", "onnxruntime"):
+    for package in (*PACKAGES, "onnx", "onnx_ir", "onnxscript", "onnxruntime"):
         require(package, "export")
     from kcdp.export.check_pictures import check_pictures
     from kcdp.export.exporter import ExportOptions, ParityError, describe, export_run

@@ -39,6 +39,8 @@ TARGET_DB = 38.0
 FLOAT_SHARE = 0.25
 #: Below this share all layers are equally cheap in float32.
 LEAST_SHARE = 1e-3
+#: At most so many times layers are quantised again after the target was met.
+ROUNDS = 6
 #: A layer alone worse than this, in dB, is not worth its speed.
 FLOOR_DB = 10.0
 
@@ -164,19 +166,9 @@ def make_plan(
             reasons[layer.name] = f"its answer has {_decibels(noise[i]):.1f} dB alone, needed {FLOOR_DB:.0f}"
         elif left[i]:
             reasons[layer.name] = f"alone brings the logits to {_decibels(effects[i]):.1f} dB"
-    others = [trial for trial in tried if trial is not best]
     alone = {layer.name: _decibels(noise[i]) for i, layer in enumerate(layers)}
     logits = {layer.name: _decibels(effects[i]) for i, layer in enumerate(layers) if effects[i] > 0}
-    return Plan(
-        activations,
-        reduce_range,
-        setting,
-        reasons,
-        alone,
-        logits,
-        (*(trial for trial in tried if trial is not best), *search),
-        target_db,
-    )
+    return Plan(activations, reduce_range, setting, reasons, alone, logits, (*others, *search), target_db)
 
 
 def _try_methods(
@@ -214,17 +206,23 @@ def _give_back(
     bench: Bench, left: np.ndarray, effects: np.ndarray, target_db: float, trials: list[Trial]
 ) -> tuple[np.ndarray, list[Trial]]:
     """Of the layers left out, quantise again what costs most, while the target stays met."""
-    scale = _ratio(trials[-1].snr_db) / max(effects[~left].sum(), TINY)
-    room = _ratio(target_db) - _ratio(trials[-1].snr_db)
-    fuller = left.copy()
-    for i in np.argsort(-bench.cost):
-        if left[i] and 0 < effects[i] * scale < room and bench.cost[i] > LEAST_SHARE:
-            fuller[i] = False
-            room -= effects[i] * scale
-    if (fuller == left).all():
-        return left, trials
-    trial = bench.trial(trials[0].setting, ~fuller)
-    return (fuller, [*trials, trial]) if trial.snr_db >= target_db else (left, [*trials, trial, trials[-1]])
+    for _ in range(ROUNDS):
+        last = trials[-1]
+        scale = _ratio(last.snr_db) / max(effects[~left].sum(), TINY)
+        room = _ratio(target_db) - _ratio(last.snr_db)
+        fuller = left.copy()
+        for i in np.argsort(-bench.cost):
+            if left[i] and 0 < effects[i] * scale < room and bench.cost[i] > LEAST_SHARE:
+                fuller[i] = False
+                room -= effects[i] * scale
+        if (fuller == left).all():
+            break
+        trials.append(bench.trial(last.setting, ~fuller))
+        if trials[-1].snr_db < target_db:
+            trials.append(last)
+            break
+        left = fuller
+    return left, trials
 
 
 class Bench:

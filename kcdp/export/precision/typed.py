@@ -1,69 +1,33 @@
 """Half precision that is really there: a strongly typed graph, with float32 islands where pictures ask for them.
 
 Every node computes in one float type, and Casts stand where types meet, so that TensorRT 10 (strongly typed), 11 and
-any other runtime compute what is written. Islands come from measured ranges. Runtimes accumulate products and
-statistics in float32 themselves; what has to be avoided is a number that the type cannot hold, or holds too coarsely.
+any other runtime compute what is written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-import onnx
 import onnx_ir as ir
 
+from kcdp.export.precision.islands import (
+    FLOAT,
+    TYPES,
+    HalfType,
+    Island,
+    computes,
+    find_islands,
+    made_floats,
+    takes_type,
+)
 from kcdp.export.precision.layers import drop_unread, name_of
-from kcdp.export.precision.ranges import NORMS, Range
+from kcdp.export.precision.ranges import Range
 
-FLOAT = ir.DataType.FLOAT
-
-
-@dataclass(frozen=True)
-class HalfType:
-    """What a half type can hold.
-
-    Attributes:
-        name: in manifests.
-        numpy: its numpy dtype.
-        largest: magnitude that values may reach on the pictures measured: a quarter of what the type holds.
-        step: spacing of its numbers between 1 and 2.
-    """
-
-    name: str
-    numpy: Any
-    largest: float
-    step: float
-
-
-TYPES: Mapping[ir.DataType, HalfType] = {
-    ir.DataType.FLOAT16: HalfType("float16", np.float16, 65504 / 4, 2.0**-10),
-    ir.DataType.BFLOAT16: HalfType("bfloat16", ml_dtypes.bfloat16, 3e38 / 4, 2.0**-7),
-}
-#: A group whose mean is so many steps' worth of deviations away from 0 loses its deviation to rounding.
-OFFSET_STEPS = 32.0
-#: Scores of an attention rounded by more than this move its probabilities by as many parts.
-SCORE_ERROR = 0.05
-#: Share of a layer's weights that may round to 0.
-VANISHING = 0.01
-
-
-@dataclass(frozen=True)
-class Island:
-    """A node that stays in float32.
-
-    Attributes:
-        measured: the number that decided; None where none did.
-    """
-
-    node: str
-    kind: str
-    why: str
-    measured: float | None = None
+#: Attributes that hold the numbers of a constant.
+CONSTANTS = {"Constant": ("value", "value_float", "value_floats"), "ConstantOfShape": ("value",)}
 
 
 @dataclass(frozen=True)
@@ -91,125 +55,55 @@ class HalfReport:
 def to_half(model: ir.Model, dtype: ir.DataType, ranges: Mapping[str, Range]) -> HalfReport:
     """Turn a float32 graph into a strongly typed half one, in place. Its inputs and outputs keep their types.
 
+    Weights are converted when they are written, one after the other.
+
     Args:
         dtype: FLOAT16 or BFLOAT16.
-        ranges: of every float value that a node makes; see ``measure_ranges``.
+        ranges: of every float value; see ``measure_ranges``.
 
     Raises:
-        KeyError: a value without a range.
+        KcdpError: a value was not finite.
+        ValueError: a value whose type is not stored, or a node that holds a graph of its own.
     """
+    _check(model.graph)
     half = TYPES[dtype]
     islands = find_islands(model, dtype, ranges)
-    writer = _Writer(model, dtype, half, {island.node for island in islands})
+    casts = retype(model, dtype, {island.node for island in islands})
+    return HalfReport(half.name, islands, casts)
+
+
+def retype(model: ir.Model, dtype: ir.DataType, islands: Collection[str]) -> int:
+    """The rewriting alone: every node but the named ones computes in the type.
+
+    Returns:
+        how many Casts were put in.
+    """
+    writer = _Writer(model, dtype, TYPES[dtype], frozenset(islands))
     writer.rewrite()
     drop_unread(model.graph)
-    return HalfReport(half.name, islands, writer.casts)
+    return writer.casts
 
 
-def find_islands(model: ir.Model, dtype: ir.DataType, ranges: Mapping[str, Range]) -> tuple[Island, ...]:
-    """Nodes that have to stay in float32, each with the first reason that holds, in the graph's order."""
-    half, found = TYPES[dtype], {}
-
-    def add(node: ir.Node | None, why: str, measured: float | None = None) -> None:
-        if node is not None and node not in found:
-            found[node] = Island(name_of(node), node.op_type, why, measured)
-
-    for node in model.graph:
-        if not _computes(node):
-            continue
-        if not _has_half(node, dtype, model.opset_imports.get("", 0)):
-            add(node, f"the operator has no {half.name} form in this operator set")
+def _check(graph: ir.Graph) -> None:
+    for node in graph:
         for value in node.outputs:
-            if value.dtype != FLOAT:
-                continue
-            most = ranges[name_of(value)].absmax
-            if most > half.largest:
-                add(node, f"values reach {most:.3g}, the type holds {4 * half.largest:.3g}", most)
-                for use in value.uses():
-                    if _computes(use.node):
-                        add(use.node, f"reads values that reach {most:.3g}", most)
-        if node.op_type in NORMS and node.inputs[0] is not None:
-            _judge_norm(node, half, ranges.get(name_of(node.inputs[0])), add)
-        if node.op_type == "Softmax" and node.inputs[0] is not None:
-            most = ranges[name_of(node.inputs[0])].absmax
-            if most * half.step / 2 > SCORE_ERROR:
-                add(node.inputs[0].producer(), f"scores reach {most:.3g}", most)
-                add(node, f"scores reach {most:.3g}", most)
-        for read in node.inputs:
-            if read is not None and read.is_initializer() and read.dtype == FLOAT:
-                _judge_weights(node, read, half, add)
-    return tuple(found[node] for node in model.graph if node in found)
-
-
-Add = Callable[..., None]
-
-
-def _judge_norm(node: ir.Node, half: HalfType, measured: Range | None, add: Add) -> None:
-    if measured is None:  # of a graph input
-        return
-    if measured.absmax**2 > 4 * half.largest:
-        add(node, f"squares reach {measured.absmax**2:.3g}", measured.absmax)
-    elif measured.offset is not None and measured.offset * half.step * OFFSET_STEPS > 1:
-        add(node, f"a mean is {measured.offset:.3g} deviations from 0", measured.offset)
-
-
-def _judge_weights(node: ir.Node, value: ir.Value, half: HalfType, add: Add) -> None:
-    assert value.const_value is not None
-    weights = value.const_value.numpy()
-    if not weights.size:
-        return
-    most = float(np.abs(weights).max())
-    if most > 4 * half.largest:
-        add(node, f"weights reach {most:.3g}", most)
-    elif half.numpy is np.float16 and weights.size > 1:
-        share = float(np.count_nonzero(np.abs(weights) < 2.0**-25) - np.count_nonzero(weights == 0)) / weights.size
-        if share > VANISHING:
-            add(node, f"{share:.1%} of the weights would round to 0", share)
-
-
-def _computes(node: ir.Node) -> bool:
-    """It makes floats, or reads them."""
-    values = (*node.outputs, *(value for value in node.inputs if value is not None))
-    return any(value.dtype == FLOAT for value in values)
-
-
-@cache
-def _schema(kind: str, domain: str, opset: int) -> Any:
-    return onnx.defs.get_schema(kind, opset, domain)
-
-
-def _input_types(node: ir.Node, index: int, opset: int) -> frozenset[str]:
-    """What the operator takes as its ``index``-th input: "tensor(float)", ..."""
-    schema = _schema(node.op_type, node.domain, opset)
-    formal = schema.inputs[min(index, len(schema.inputs) - 1)]
-    return frozenset(formal.types)
-
-
-def _takes(node: ir.Node, index: int, name: str, opset: int) -> bool:
-    return f"tensor({name})" in _input_types(node, index, opset)
-
-
-def _has_half(node: ir.Node, dtype: ir.DataType, opset: int) -> bool:
-    """Whether the operator knows the type where its first float input or, without one, its output is."""
-    name = TYPES[dtype].name
-    schema = _schema(node.op_type, node.domain, opset)
-    for index, value in enumerate(node.inputs):
-        if value is not None and value.dtype == FLOAT:
-            return _takes(node, index, name, opset)
-    return any(f"tensor({name})" in formal.types for formal in schema.outputs)
+            if value.name and value.dtype is None:
+                raise ValueError(f"the type of {value.name} is not stored")
+        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+            raise ValueError(f"the node {node.name} ({node.op_type}) holds a graph of its own")
 
 
 class _Writer:
-    def __init__(self, model: ir.Model, dtype: ir.DataType, half: HalfType, islands: set[str]) -> None:
+    def __init__(self, model: ir.Model, dtype: ir.DataType, half: HalfType, islands: frozenset[str]) -> None:
         self.graph, self.dtype, self.half, self.islands = model.graph, dtype, half, islands
-        self.opset = model.opset_imports.get("", 0)
+        self.opsets = model.opset_imports
         self.casts = 0
         self._cast: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
         self._narrow: dict[ir.Value, ir.Value] = {}
 
     def rewrite(self) -> None:
         """Types first, for all values; then every reader gets the type that it takes."""
-        nodes = [node for node in self.graph if _computes(node)]
+        nodes = [node for node in self.graph if computes(node)]
         types = {node: FLOAT if name_of(node) in self.islands else self.dtype for node in nodes}
         wanted = {
             (node, index): self._wanted(node, index, types[node])
@@ -233,20 +127,25 @@ class _Writer:
 
     def _wanted(self, node: ir.Node, index: int, dtype: ir.DataType) -> ir.DataType:
         """Some inputs are float32 by the operator's definition, whatever it computes in."""
-        return dtype if dtype == FLOAT or _takes(node, index, self.half.name, self.opset) else FLOAT
+        return dtype if dtype == FLOAT or takes_type(node, index, self.half.name, self.opsets) else FLOAT
 
     def _make(self, node: ir.Node, dtype: ir.DataType) -> None:
-        if dtype == FLOAT:
+        made = made_floats(node)
+        if dtype == FLOAT or not made:
             return
-        if node.op_type == "Cast" and node.attributes["to"].value == int(FLOAT):
-            node.attributes["to"] = ir.AttrInt64("to", int(dtype))
-        for name, attribute in list(node.attributes.items()):
-            if attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype == FLOAT:
-                array = attribute.value.numpy().astype(self.half.numpy)
-                node.attributes[name] = ir.AttrTensor(name, ir.tensor(array, dtype=dtype))
-        for value in node.outputs:
-            if value.dtype == FLOAT:
-                value.dtype = dtype
+        for name in ("to", "dtype"):  # of Cast; of EyeLike and of those that draw numbers
+            if name in node.attributes and node.attributes[name].value == int(FLOAT):
+                node.attributes[name] = ir.AttrInt64(name, int(dtype))
+        for name in CONSTANTS.get(node.op_type, ()):
+            if name in node.attributes:
+                number = node.attributes.pop(name).value
+                array = number.numpy() if isinstance(number, ir.TensorProtocol) else np.asarray(number, np.float32)
+                tensor = ir.tensor(array.astype(self.half.numpy), dtype=dtype)
+                node.attributes["value"] = ir.AttrTensor("value", tensor)
+        if node.op_type == "ConstantOfShape" and "value" not in node.attributes:
+            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.zeros(1, self.half.numpy), dtype=dtype))
+        for value in made:
+            value.dtype = dtype
 
     def _narrowed(self, value: ir.Value) -> ir.Value:
         """The same weights in the half type, converted when they are written."""

@@ -1,0 +1,79 @@
+"""The table of targets: combinations that exist, those that do not, and batches."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kcdp.bundle import TARGET_NAMES
+from kcdp.cli import main
+from kcdp.errors import KcdpError
+from kcdp.export.runners import RUNTIMES
+from kcdp.export.targets import PRECISIONS, TARGETS, Batch, choose
+from kcdp.graph import TOLERANCES
+
+
+def test_every_row_is_whole():
+    assert tuple(TARGETS) == TARGET_NAMES
+    for target in TARGETS.values():
+        assert set(target.precisions) == set(target.verified) <= set(PRECISIONS)
+        assert set(target.runtimes) <= set(RUNTIMES)
+        assert set(target.winograd) <= set(target.precisions)
+        assert all(target.opset_for(precision) >= target.opset for precision in target.precisions)
+    assert set(PRECISIONS.values()) == set(TOLERANCES)
+    assert TARGETS["portable"].opset <= 20 and TARGETS["web"].max_bytes == 128_000_000
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "message"),
+    [
+        ("cpu ", "fp32", "target 'cpu ' (did you mean 'cpu'?); expected one of portable, cpu, cuda, tensorrt, web"),
+        ("cpu", "fp8", "precision 'fp8' (did you mean 'fp32'?); expected one of fp32, fp16, bf16, int8, w8"),
+        ("web", "bf16", "target web in bf16; expected web in fp32, fp16, int8, w8; bf16 for cpu, tensorrt"),
+        ("cuda", "int8", "target cuda in int8; expected cuda in fp32, fp16; int8 for portable, cpu, tensorrt, web"),
+    ],
+)
+def test_wrong_combinations_name_the_valid_ones(target, precision, message):
+    with pytest.raises(KcdpError) as caught:
+        choose(target, precision)
+    assert str(caught.value) == message
+
+
+def test_bfloat16_needs_a_newer_operator_set_only_where_it_is_typed():
+    assert TARGETS["tensorrt"].opset_for("bf16") == 22
+    assert TARGETS["cpu"].opset_for("bf16") == TARGETS["cpu"].opset == 20
+
+
+def test_batches():
+    portable, engine = TARGETS["portable"], TARGETS["tensorrt"]
+    assert Batch.parse(None, portable) == Batch()
+    assert Batch.parse("8", portable) == Batch(fixed=8)
+    assert Batch.parse("1:8:32", engine) == Batch(profile=(1, 8, 32))
+    for text in ("0", "-1", "1.5", "", "8:1:32", "1:2", "1:2:3:4", "a", "1:b:3"):
+        with pytest.raises(KcdpError, match="expected a number from 1, or MIN:OPT:MAX such as 1:8:32"):
+            Batch.parse(text, engine)
+    with pytest.raises(KcdpError, match="MIN:OPT:MAX is for tensorrt"):
+        Batch.parse("1:8:32", portable)
+
+
+def test_the_command_lists_them(capsys):
+    assert main(["export", "targets"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"{name:<10}" in printed for name in TARGETS) and "no GPU yet" in printed
+    assert printed.splitlines()[-1].startswith("next: python -m kcdp.export RUN")
+    assert main(["export", "targets", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == set(TARGETS)
+
+
+def test_wrong_options_are_told_before_anything_is_loaded(capsys):
+    cases = {
+        ("--target", "phone"): "target 'phone'",
+        ("--precision", "half"): "precision 'half'",
+        ("--batch", "0"): "batch '0'",
+        ("--skip-pass", "lora", "--skip-pass", "piramid"): "no pass is called 'piramid' (did you mean 'pyramid'?)",
+    }
+    for arguments, message in cases.items():
+        assert main(["export", "nowhere", "--out", "x.kcdp", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1, error
