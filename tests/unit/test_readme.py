@@ -10,6 +10,7 @@ import pytest
 
 from kcdp.cli import COMMANDS
 from kcdp.data.registry import parse_spec
+from kcdp.export.targets import Batch, choose
 from kcdp.runtime import Tagger
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,8 +61,14 @@ def test_commands_are_real(capsys):
             words = ["kcdp", "export", *words[3:]]
         assert words[0] == "kcdp" and words[1] in COMMANDS, line
         parser = ArgumentParser(exit_on_error=False)
-        importlib.import_module(COMMANDS[words[1]][0]).add_arguments(parser)
-        args = parser.parse_args(words[2:])
+        command, rest = importlib.import_module(COMMANDS[words[1]][0]), words[2:]
+        subcommands = getattr(command, "SUBCOMMANDS", {})
+        if rest[0] in subcommands:
+            command, rest = importlib.import_module(subcommands[rest[0]][0]), rest[1:]
+        command.add_arguments(parser)
+        args = parser.parse_args(rest)
+        if command.__name__ == "kcdp.export.command":
+            Batch.parse(args.batch, choose(args.target, args.precision))
         for value in (getattr(args, name, None) or () for name in ("source", "data")):
             for spec in [value] if isinstance(value, str) else value:
                 parse_spec(spec)

@@ -168,6 +168,7 @@ def make_plan(
             reasons[layer.name] = f"alone brings the logits to {_decibels(effects[i]):.1f} dB"
     alone = {layer.name: _decibels(noise[i]) for i, layer in enumerate(layers)}
     logits = {layer.name: _decibels(effects[i]) for i, layer in enumerate(layers) if effects[i] > 0}
+    others = [trial for trial in tried if trial is not best]
     return Plan(activations, reduce_range, setting, reasons, alone, logits, (*others, *search), target_db)
 
 
