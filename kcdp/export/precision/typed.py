@@ -13,17 +13,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from kcdp.export.precision.islands import (
-    FLOAT,
-    TYPES,
-    HalfType,
-    Island,
-    computes,
-    find_islands,
-    made_floats,
-    takes_type,
-)
+from kcdp.export.precision.islands import TYPES, HalfType, Island, find_islands
 from kcdp.export.precision.layers import drop_unread, name_of
+from kcdp.export.precision.operators import FLOAT, computes, made_floats, takes_type
 from kcdp.export.precision.ranges import Range
 
 #: Attributes that hold the numbers of a constant.
