@@ -146,9 +146,12 @@ def make_plan(
         raise KcdpError("the graph has no layer with weights", fix="quantise the exported model")
     effort = effort or effort_for(model)
     kind, limit = ACTIVATIONS[activations], REDUCED_RANGE if reduce_range else FULL_RANGE
+    names = {name for layer in layers for name in layer.quantised_values}
+    calibration = collect(model, names, feeds, progress=progress)  # its session is closed before the next one opens
     bench = Bench(model, layers, kind, limit, held_out)
     asked = np.array([layer.name in skip for layer in layers])
-    tried = _try_methods(bench, model, feeds, asked, progress)
+    levels = kind.high - kind.low + 1
+    tried = [bench.trial(Setting(method, calibration.ranges(method, levels)), ~asked) for method in METHODS]
     best = max(tried, key=lambda trial: trial.snr_db)
     setting = best.setting
     noise, bench.work = compare_layers(model, kind, limit, setting.ranges, held_out)
@@ -170,16 +173,6 @@ def make_plan(
     logits = {layer.name: _decibels(effects[i]) for i, layer in enumerate(layers) if effects[i] > 0}
     others = [trial for trial in tried if trial is not best]
     return Plan(activations, reduce_range, setting, reasons, alone, logits, (*others, *search), target_db)
-
-
-def _try_methods(
-    bench: Bench, model: ir.Model, feeds: Sequence[Feed], asked: np.ndarray, progress: bool
-) -> list[Trial]:
-    """Ranges by every method; all layers but those asked for are quantised."""
-    names = {name for layer in bench.layers for name in layer.quantised_values}
-    calibration = collect(model, names, feeds, progress=progress)
-    levels = bench.kind.high - bench.kind.low + 1
-    return [bench.trial(Setting(method, calibration.ranges(method, levels)), ~asked) for method in METHODS]
 
 
 def _search(
