@@ -86,10 +86,10 @@ def fuse(model: ir.Model) -> int:
 
 
 def remaining(graph: ir.Graph) -> list[Remaining]:
-    """Softmax of a product, followed by a product, that is left."""
+    """Softmax of a product over its last axis, followed by a product, that is left."""
     found = []
     for node in graph:
-        if node.op_type != "Softmax" or _scores(node) is None:
+        if node.op_type != "Softmax" or _scores(node) is None or attribute(node, "axis", -1) not in (-1, 3):
             continue
         value = past_cast(node.outputs[0])
         uses = [use.node.op_type for use in value.uses()]
@@ -114,8 +114,10 @@ def _match(softmax: ir.Node) -> _Attention | str | None:
     mixed = reader(past_cast(softmax.outputs[0]), "MatMul")
     if scores is None or mixed is None or mixed.inputs[0] is not past_cast(softmax.outputs[0]):
         return None
-    if attribute(softmax, "axis", -1) not in (-1, 3) or reader(past_cast(scores.outputs[0]), "Softmax") is None:
+    if attribute(softmax, "axis", -1) not in (-1, 3):
         return None
+    if reader(past_cast(scores.outputs[0]), "Softmax") is None:
+        return "its scores are wanted"
     turned = reader(past_cast(mixed.outputs[0]), "Transpose")
     joined = None if perm(turned) != HEADS_FIRST or turned is None else reader(turned.outputs[0], "Reshape")
     left, right, values = scores.inputs[0], scores.inputs[1], mixed.inputs[1]
@@ -131,6 +133,8 @@ def _match(softmax: ir.Node) -> _Attention | str | None:
         return None
     heads, size = int(shape[1] or 0), int(shape[3] or 0)
     if length[1] != heads or length[3] != size or known(joined.outputs[0])[1:] != [shape[2], heads * size]:
+        return None
+    if shape[0] == 1 and {known(keys)[0], length[0]} != {1}:  # queries that are the same for all pictures
         return None
     if len({query.dtype, keys.dtype, values.dtype}) != 1 or query.dtype not in (FLOAT, HALF):
         return None
