@@ -68,6 +68,8 @@ def save_graph(model: ir.Model, path: Path, *, weights: bool = True) -> None:
     """
     if weights:
         large = weight_bytes(model.graph) > INLINE_LIMIT
+        if not large:  # weights that were read from a file of their own come in
+            ir.external_data.load_to_model(model)
         ir.save(model, path, external_data=WEIGHTS if large else None)
         return
     for value in model.graph.initializers.values():

@@ -100,7 +100,7 @@ def find_islands(model: ir.Model, dtype: ir.DataType, ranges: Mapping[str, Range
             rule(finder, node)
     if finder.half.step * PIXEL_LEVELS > 1:
         _pixels(finder)
-    _end(finder)
+        _end(finder)  # float16 is fine enough there, and engines are to have no product in float32 without need
     _between(finder)
     return tuple(finder.found[node] for node in finder.nodes if node in finder.found)
 
