@@ -14,6 +14,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from kcdp.config import load_config
 from kcdp.export.device.model import DeviceModel
@@ -131,7 +133,9 @@ def fused(model, tolerance=1e-5):
 # The whole network
 
 
-@pytest.mark.parametrize("kind", ["constant", "explicit", pytest.param("implicit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["constant", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("implicit", "explicit"))]
+)
 def test_everything_in_the_network_is_fused_and_computes_the_same(kind):
     model = network(kind)
     counts, _ = fused(model)
@@ -313,6 +317,37 @@ def test_attention_that_is_not_the_operators_is_left(change, why):
     counts = fuse_for_cuda(model)
     assert not counts["MultiHeadAttention"] and not kinds(model)
     assert [place.why for place in left_unfused(model)] == ([why] if why else [])
+
+
+class Block(nn.Module):
+    """As in the autoencoder: a group norm of cells, torch's own attention, linear projections, a SiLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.norm = nn.GroupNorm(4, 16)
+        self.projections = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+
+    def forward(self, pictures):
+        hidden = F.silu(self.conv(pictures))
+        cells = self.norm(hidden.flatten(2)).transpose(1, 2)
+        q, k, v = (project(cells).unflatten(-1, (2, 8)).transpose(1, 2) for project in self.projections)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.conv((mixed.transpose(1, 2).unflatten(2, hidden.shape[2:]) + hidden)[:, :3])
+
+
+def test_the_exporters_own_attention_and_a_group_norm_of_cells():
+    torch.manual_seed(0)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.onnx.export(
+        Block().eval(), (torch.randn(2, 3, 4, 6),), dynamo=True, opset_version=20, verbose=False,
+        dynamic_shapes=({0: batch},),
+    )  # fmt: skip
+    counts, model = fused(copied(program.model))
+    assert counts == {"GroupNorm": 1, "MultiHeadAttention": 1, "QuickGelu": 1, "NhwcConv": 2}
+    turned = Counter(tuple(node.attributes["perm"].value) for node in model.graph if node.op_type == "Transpose")
+    # into the first convolution and out of the last, around the Slice; keys and values by heads
+    assert turned == {(0, 2, 3, 1): 2, (0, 3, 1, 2): 2, (0, 2, 1, 3): 2}
 
 
 def norm(*, channels=8, groups=2, scale=1.0, gate="n", outputs=""):

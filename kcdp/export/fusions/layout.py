@@ -87,31 +87,28 @@ class _Turner:
             ir.convenience.replace_all_uses_with(node.outputs[0], other)
 
     def follow(self, node: ir.Node) -> None:
-        """An operator whose inputs all come from channels last."""
-        inputs = [self._follows(value) for value in node.inputs]
-        if None in inputs or all(value is not None and value.is_initializer() for value in inputs):
+        """An operator one of whose inputs comes from channels last, the others too, from tokens, or of one number."""
+        sources = [_standing(value) for value in node.inputs]
+        if None in sources or "picture" not in sources:
             return
         attributes = {name: value.value for name, value in node.attributes.items()}
         if node.op_type == "Concat":
-            if attributes["axis"] not in (1, -3):
-                return
-            if any(value is not None and value.is_initializer() for value in inputs):
+            if attributes["axis"] not in (1, -3) or "number" in sources:
                 return
             attributes["axis"] = 3
-        pictures = {tuple(known(value)[:3]) for value in inputs if value is not None and not value.is_initializer()}
-        if len(pictures) != 1:
+        values = [(value, source) for value, source in zip(node.inputs, sources, strict=True) if value is not None]
+        if len({(*known(value)[2:], len(known(value))) for value, source in values if source != "number"}) != 1:
             return
+        inputs = [value if source == "number" else self.last(value, node) for value, source in values]
         self._answer(node, inputs, node.op_type, node.domain, attributes)
 
-    def _follows(self, value: ir.Value | None) -> ir.Value | None:
-        """What stands for an input with channels last: of a picture, or of a constant of one number."""
-        source = made_by(value, "Transpose")
-        if source is not None and perm(source) == TO_FIRST:
-            return source.inputs[0]
-        return value if number(value) is not None else None
-
     def tokens(self, node: ir.Node) -> None:
-        """[N, C, H * W] to [N, H * W, C], where the picture is there with channels last."""
+        """[N, C, P] to [N, P, C]: of what was [N, P, C] before, or of a picture that is there with channels last."""
+        twice = made_by(node.inputs[0], "Transpose")
+        if twice is not None and perm(twice) == TOKENS and twice.inputs[0] is not None:
+            if not node.outputs[0].is_graph_output():
+                ir.convenience.replace_all_uses_with(node.outputs[0], twice.inputs[0])
+            return
         flat = made_by(node.inputs[0], "Reshape")
         picture = None if flat is None else made_by(flat.inputs[0], "Transpose")
         if flat is None or picture is None or perm(picture) != TO_FIRST or picture.inputs[0] is None:
@@ -131,23 +128,14 @@ class _Turner:
         if source is not None and perm(source) == TO_FIRST and source.inputs[0] is not None:
             return source.inputs[0]
         if value not in self._last:
-            self._last[value] = self._from_tokens(value, place) or Writer(self.model, place).transpose(
-                value, TO_LAST, f"{value.name}_last"
-            )
+            writer, name, tokens = Writer(self.model, place), f"{value.name}_last", _tokens_of(value)
+            if tokens is None:
+                self._last[value] = writer.transpose(value, TO_LAST, name)
+            else:
+                lengths = [0, *(int(known(value)[axis] or 0) for axis in TO_LAST[1:])]
+                count = None if value.shape is None else value.shape[0]
+                self._last[value] = writer.reshape(tokens, lengths, [count, *lengths[1:]], name)
         return self._last[value]
-
-    def _from_tokens(self, value: ir.Value, place: ir.Node) -> ir.Value | None:
-        """[N, H, W, C] from tokens [N, H * W, C] that were transposed and made a picture."""
-        flat = made_by(value, "Reshape")
-        turn = None if flat is None else made_by(flat.inputs[0], "Transpose")
-        if turn is None or perm(turn) != TOKENS or turn.inputs[0] is None:
-            return None
-        before, after = known(turn.inputs[0]), known(value)
-        if len(before) != 3 or len(after) != 4 or None in before[1:] + after[1:] or before[2] != after[1]:
-            return None
-        lengths = [0, *(int(after[axis] or 0) for axis in TO_LAST[1:])]
-        shape = value.shape[0] if value.shape is not None else None
-        return Writer(self.model, place).reshape(turn.inputs[0], lengths, [shape, *lengths[1:]], f"{value.name}_last")
 
     def _answer(
         self, node: ir.Node, inputs: Sequence[ir.Value | None], kind: str, domain: str, attributes: dict[str, Any]
@@ -160,3 +148,24 @@ class _Turner:
             kind, inputs, shape, answer.dtype, name=f"{answer.name}_channels_last", domain=domain, **attributes
         )
         replace(answer, writer.transpose(made, TO_FIRST, f"{answer.name}_first"))
+
+
+def _standing(value: ir.Value | None) -> str | None:
+    """What stands for an input once channels are last: "picture", "tokens" or "number"; None: nothing."""
+    source = made_by(value, "Transpose")
+    if source is not None and perm(source) == TO_FIRST:
+        return "picture"
+    if number(value) is not None:
+        return "number"
+    return "tokens" if value is not None and _tokens_of(value) is not None else None
+
+
+def _tokens_of(value: ir.Value) -> ir.Value | None:
+    """Tokens [N, H * W, C] that were transposed and made the picture ``value``, [N, C, H, W]."""
+    flat = made_by(value, "Reshape")
+    turn = None if flat is None else made_by(flat.inputs[0], "Transpose")
+    if turn is None or perm(turn) != TOKENS or turn.inputs[0] is None:
+        return None
+    before, after = known(turn.inputs[0]), known(value)
+    fixed = len(before) == 3 and len(after) == 4 and None not in before[1:] + after[1:]
+    return turn.inputs[0] if fixed and before[2] == after[1] else None
