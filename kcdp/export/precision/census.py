@@ -13,7 +13,9 @@ from kcdp.export.precision.layers import find_layers
 
 #: Operators whose type decides what a graph costs.
 PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Attention", "MultiHeadAttention")
-_INTEGERS = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT16, ir.DataType.UINT16)
+_INTEGERS = {
+    ir.DataType.INT8: "int8", ir.DataType.UINT8: "int8", ir.DataType.INT16: "int16", ir.DataType.UINT16: "int16",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,9 @@ class Census:
     """Operators by kind and type.
 
     Attributes:
-        counts: kind -> type -> how many. "int8" computes with integers, or would where a runtime fuses it;
-            "int8-weights" unpacks integers before it computes in the type that follows.
+        counts: kind -> type -> how many. "int8" computes with integers, or would where a runtime fuses it, and
+            "int8 int16-activations" with 16 bits of its input; "int8-weights" unpacks integers before it computes in
+            the type that follows.
         products: node name -> type, of operators that multiply.
         weighted: names of those that have weights of float32, not packed.
     """
@@ -94,18 +97,18 @@ def _type(node: ir.Node) -> str | None:
     if node.op_type not in PRODUCTS:
         return name
     stored = [_stored(value) for value in node.inputs[:2] if value is not None]
-    if stored == ["int8", "int8"]:
-        return "int8"
+    if all(stored) and len(stored) > 1 and "bfloat16" not in stored:
+        return stored[1] if stored[0] == "int8" else f"{stored[1]} {stored[0]}-activations"
     return f"{stored[1]}-weights {name}" if len(stored) > 1 and stored[1] else name
 
 
 def _stored(value: ir.Value) -> str:
-    """What a float value was unpacked from: "int8" by DequantizeLinear, "bfloat16" by a Cast of weights; else ""."""
+    """What a value was unpacked from: "int8", "int16" by DequantizeLinear; "bfloat16" by a Cast of weights; else ""."""
     producer = value.producer()
     if producer is None or producer.inputs[0] is None:
         return ""
     dtype = producer.inputs[0].dtype
     if producer.op_type == "DequantizeLinear" and dtype in _INTEGERS:
-        return "int8"
+        return _INTEGERS[dtype]
     packed = producer.op_type == "Cast" and producer.inputs[0].is_initializer() and dtype == ir.DataType.BFLOAT16
     return "bfloat16" if packed else ""

@@ -96,7 +96,7 @@ def find_islands(model: ir.Model, dtype: ir.DataType, ranges: Mapping[str, Range
     """
     finder = _Finder(model, TYPES[dtype], ranges)
     for node in finder.nodes:
-        for rule in (_definition, _values, _weights, _squares, _sums, _normalisation, _scores, _differences):
+        for rule in (_definition, _weights, _values, _squares, _sums, _normalisation, _scores, _differences):
             rule(finder, node)
     if finder.half.step * PIXEL_LEVELS > 1:
         _pixels(finder)
@@ -261,7 +261,9 @@ def _differences(finder: _Finder, node: ir.Node) -> None:
 def _end(finder: _Finder) -> None:
     """The end of the graph in front of its first output, as far as it costs next to nothing; see ``END_WORK``."""
     largest = max((found.size for found in finder.ranges.values()), default=1)
-    total = max(sum(_multiplications(finder, node) for node in finder.nodes), 1.0)
+    total = sum(_multiplications(finder, node) for node in finder.nodes)
+    if not total:
+        return
     inside: set[ir.Node] = set()
     needed = set(_ancestors(finder.model.graph.outputs[0]))
     for node in reversed(list(finder.model.graph)):

@@ -137,7 +137,7 @@ class _Writer:
         if node.op_type == "ConstantOfShape" and "value" not in node.attributes:
             node.attributes["value"] = ir.AttrTensor("value", ir.tensor(np.zeros(1, self.half.numpy), dtype=dtype))
         for value in made:
-            value.dtype = dtype
+            value.type = ir.TensorType(dtype)  # a new one: clones of a graph share theirs
 
     def _narrowed(self, value: ir.Value) -> ir.Value:
         """The same weights in the half type, converted when they are written."""
