@@ -68,7 +68,7 @@ END_WORK = 1e-3
 #: it takes a quarter off the logits' error in bfloat16 (1.20 % to 0.90 %); in float16 it would be 0.02 %.
 END_SIZE = 1 / 16
 #: A type that cannot tell so many levels apart leaves the scaling of pixels, which moves them away from 0 and back, in
-#: float32. Measured likewise: 0.92 % to 0.64 % in bfloat16, nothing in float16.
+#: float32. With the same edge on 1,000 faces: 0.92 % to 0.64 % in bfloat16, nothing in float16.
 PIXEL_LEVELS = 255
 PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 
