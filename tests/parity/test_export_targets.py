@@ -20,8 +20,8 @@ from kcdp.export.targets import TARGETS
 from kcdp.runtime.session import OnnxRuntimeSession
 from kcdp.training.checkpoint import load_model
 
-PHOTOS = "synthetic:photos?n=23&size=48&seed=9"
-CHECK = ("--check-images", PHOTOS, "--calibration", "synthetic:photos?n=16&size=48&seed=3")
+PHOTOS = "synthetic:photos?n=150&size=48&seed=9"
+CHECK = ("--check-images", PHOTOS, "--calibration", "synthetic:photos?n=96&size=48&seed=3")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_a_bundle_of_each_kind(run, tmp_path, target, precision):
     bundle = exported(run, tmp_path / "m.kcdp", "--target", target, "--precision", precision)
     manifest = bundle.manifest
     assert manifest.target == target and manifest.opset == TARGETS[target].opset_for(precision)
-    assert manifest.parity["passed"] and manifest.parity["pictures"] == 23
+    assert manifest.parity["passed"] and manifest.parity["pictures"] == 150
     assert [row["pass"] for row in manifest.export["passes"]][1:] == [name for name in NAMES if name != "dead-branches"]
     assert all(row["max_abs_difference"] < 1e-4 for row in manifest.export["passes"][1:])
     products = Counter()
@@ -164,7 +164,7 @@ def test_info_tells_what_a_bundle_is(run, tmp_path, capsys):
     assert main(["export", "info", str(out)]) == 0
     printed = capsys.readouterr().out
     for part in ("for portable (opset 20)", "images uint8 [batch, 32, 32, 3]", "precision   float32",
-                 "pass        pyramid", "parity      passed on 23 pictures", "batch 5: logits within"):  # fmt: skip
+                 "pass        pyramid", "parity      passed on 150 pictures", "batch 5: logits within"):  # fmt: skip
         assert part in printed, part
     assert main(["export", "info", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["target"] == "portable"

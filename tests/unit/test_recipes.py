@@ -85,7 +85,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(exit_on_error=False)
     importlib.import_module(COMMANDS[words[1]][0]).add_arguments(parser)
     args = parser.parse_args(words[2:])
-    for name in ("source", "target", "validation", "data", "neutral", "spec", "specs", "check_images"):
+    names = ("source", "target", "validation", "data", "neutral", "spec", "specs", "check_images")
+    for name in (name for name in names if (words[1], name) != ("export", "target")):  # there, a kind of runtime
         value = getattr(args, name, None) or ()
         for spec in [value] if isinstance(value, str) else value:
             parse_spec(spec)
