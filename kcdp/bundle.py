@@ -29,6 +29,7 @@ MODEL = "model.onnx"
 #: What this version's runtime knows how to do. A bundle names what it needs of these.
 FEATURES = frozenset({
     "onnx", "knowledge-constant", "knowledge-implicit", "knowledge-input", "batch-fixed", "pixels-scaled",
+    "operators-cuda",
 })  # fmt: skip
 #: What a graph was written for; ``kcdp.export.targets`` says what each is.
 TARGET_NAMES = ("portable", "cpu", "cuda", "tensorrt", "web")

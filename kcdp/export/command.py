@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
     for package in (*PACKAGES, "onnx", "onnx_ir", "onnxscript", "onnxruntime"):
         require(package, "export")
     from kcdp.export.check_pictures import check_pictures
-    from kcdp.export.exporter import ExportOptions, ParityError, describe, export_run
+    from kcdp.export.describing import describe
+    from kcdp.export.exporter import ExportOptions, ParityError, export_run
     from kcdp.export.passes.registry import NAMES
     from kcdp.training.checkpoint import find_checkpoint, load_checkpoint
 

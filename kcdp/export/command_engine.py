@@ -32,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--capability", metavar="SM89", action="append", default=[],
         help="a card to build for, with tensorrt-rtx (repeatable; default: any from Ampere on)",
     )  # fmt: skip
-    parser.add_argument("--profile", metavar="MIN:OPT:MAX", help="batches, where the bundle's batch is free")
+    parser.add_argument(
+        "--profile", metavar="MIN:OPT:MAX",
+        help="batches, where the bundle's batch is free (default: those it was exported for)",
+    )  # fmt: skip
     parser.add_argument("--workspace", metavar="MIB", type=int, help="most scratch memory (default: no limit)")
     parser.add_argument("--out", metavar="FILE", help="the engine to write (default: a name in the cache)")
     parser.add_argument("--overwrite", action="store_true", help="replace another engine at --out")
@@ -48,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     if args.workspace is not None and args.workspace < 1:
         raise KcdpError(f"--workspace {args.workspace}", "a number of MiB above 0")
     bundle = Bundle.open(args.bundle)
+    if batches is None and bundle.manifest.export.get("profile"):
+        batches = BatchRange(*bundle.manifest.export["profile"])
     gpu = find_gpu()
     package = open_package(args.package, gpu, tuple(args.capability))
     capabilities = check_capabilities(args.capability, package.module) if args.capability else ()

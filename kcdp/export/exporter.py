@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,8 +15,9 @@ from kcdp.bundle import MODEL, Bundle, Manifest, check_target, write_bundle
 from kcdp.data.dataset import ImageDataset
 from kcdp.errors import KcdpError
 from kcdp.export.check_pictures import preparation
+from kcdp.export.describing import check_size, first_manifest, scaling_of, sized
 from kcdp.export.device.model import DeviceModel, ReferenceModel
-from kcdp.export.facts import code_revision, producers
+from kcdp.export.fusions import registry as fusions
 from kcdp.export.knowledge_choice import KnowledgeChoice, choose_knowledge, sample_knowledge
 from kcdp.export.narrowing import Narrowed, narrow
 from kcdp.export.parity import Gate, run_gate
@@ -29,11 +29,10 @@ from kcdp.export.precision.census import census, check_census
 from kcdp.export.reference import Reference
 from kcdp.export.runners import usable
 from kcdp.export.targets import Batch, Target, choose
-from kcdp.export.text_graph import describe_text, export_text
+from kcdp.export.text_graph import export_text
 from kcdp.export.tracing import WEIGHTS, drop_dead_branches, keep_outputs, manifest_metadata, save_graph, trace
-from kcdp.files import make_folder, sha256_file
-from kcdp.graph import GraphSpec, tagging_graph
-from kcdp.labels import LABELS
+from kcdp.files import make_folder
+from kcdp.graph import tagging_graph
 from kcdp.models.kadap import Kadap
 from kcdp.preprocess import PreprocessSpec
 from kcdp.text_spec import TEXT_GRAPH
@@ -49,9 +48,14 @@ class ParityError(KcdpError):
 
     def __init__(self, report: ParityReport) -> None:
         first, more = report.failures[0], len(report.failures) - 1
+        fix = "no bundle was written; "
+        if report.precision == "float32":
+            fix += "report this model and the versions of torch, onnx and onnxruntime"
+        else:
+            fix += f"this model does not bear {report.precision}: export it in a finer precision, fp32 being the finest"
         super().__init__(
             f"the exported graph failed the parity gate: {first}" + (f" (and {more} more)" if more else ""),
-            fix="no bundle was written; report this model and the versions of torch, onnx and onnxruntime",
+            fix=fix,
         )
         self.report = report
 
@@ -152,7 +156,7 @@ def export_run(
             "'kadap', the only network that is exported", "export a run of the method itself",
         )  # fmt: skip
     choice = choose_knowledge(model, checkpoint.config.model, options.knowledge, options.text)
-    spec = _sized(checkpoint.config.preprocess, options.size, model.features.size_multiple)
+    spec = sized(checkpoint.config.preprocess, options.size, model.features.size_multiple)
     make_folder(out.parent)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as scratch:
         job = _Job(target, batch, options, model, checkpoint, spec, choice, Path(scratch), say, progress)
@@ -166,7 +170,7 @@ def export_run(
                 for file in job.work.glob(pattern):
                     file.replace(folder / file.name)
             write_parity_page(folder, report, reference, data=check_images.name)
-            _check_size(folder, target)
+            check_size(folder, target)
 
         return write_bundle(out, manifest, fill, overwrite=overwrite)
 
@@ -185,14 +189,14 @@ def _make(job: _Job, run: str | Path, check_images: ImageDataset) -> tuple[Manif
         job.spec.size, batch=job.batch.fixed, knowledge=device.token_shape if job.takes_knowledge else None,
         scaled=device.pixels is None,
     )  # fmt: skip
-    scaling = _scaling(device)
+    scaling = scaling_of(device)
     reference.prepare = preparation(scaling)
     job.say(f"3/{STEPS} write the graph (opset {job.opset})")
     traced = trace(device, job.spec.size, opset=job.opset, batch=job.batch.fixed)
     if DEAD_BRANCHES not in job.options.skip:
         drop_dead_branches(traced)
-    narrows = job.options.precision != "fp32"
-    exact = job.work / "exact" if narrows else job.work
+    rewritten = job.options.precision != "fp32" or job.target.fused
+    exact = job.work / "exact" if rewritten else job.work
     make_folder(exact)
     save_graph(traced, exact / INSTRUMENTED)
     del traced, device
@@ -200,18 +204,22 @@ def _make(job: _Job, run: str | Path, check_images: ImageDataset) -> tuple[Manif
     model = ir.load(exact / INSTRUMENTED)
     job.say(f"4/{STEPS} precision {job.options.precision}")
     narrowed = _narrow(job, model, images, reference)
+    fused = _fuse(job, model)
     counted = census(model)
     wrong = check_census(counted, narrowed.stored or narrowed.precision["default"], narrowed.precision)
     if wrong:
         raise KcdpError(f"the graph is not in {job.options.precision}: {wrong[0]}", fix="report this model")
     job.say(counted.text())
-    manifest = _manifest(find_checkpoint(run), job, graph, narrowed, scaling)
+    manifest = first_manifest(
+        find_checkpoint(run), job.checkpoint, job.spec, graph, job.choice,
+        target=job.target, batch=job.batch, precision=narrowed.precision, opset=job.opset, scaling=scaling,
+    )  # fmt: skip
     manifest = replace(manifest, export={
         "options": {key: sorted(v) if isinstance(v, frozenset) else v for key, v in vars(job.options).items()},
         "passes": [row.to_dict() for row in rows], "operators": counted.to_dict(), "narrowing": narrowed.report,
-        "profile": list(job.batch.profile or ()),
+        "profile": list(job.batch.profile or ()), "fused": fused,
     })  # fmt: skip
-    if narrows:
+    if rewritten:
         save_graph(model, job.work / INSTRUMENTED)
         model = ir.load(job.work / INSTRUMENTED)
         shutil.rmtree(exact)
@@ -261,74 +269,13 @@ def _narrow(job: _Job, model: ir.Model, images: np.ndarray, reference: Reference
     return narrowed
 
 
-def _sized(spec: PreprocessSpec, size: int | None, multiple: int) -> PreprocessSpec:
-    if size is None or size == spec.size:
-        return spec
-    if size < multiple or size % multiple:
-        raise KcdpError(
-            f"--size {size}", f"a multiple of {multiple} for this model",
-            f"try {max(multiple, size // multiple * multiple)}",
-        )  # fmt: skip
-    return replace(spec, size=size)
-
-
-def _scaling(device: DeviceModel) -> dict[str, list[float]]:
-    if device.pixels is not None:
+def _fuse(job: _Job, model: ir.Model) -> dict[str, int]:
+    """Join nodes, where the target has kernels for it; how many of each kind."""
+    if not job.target.fused:
         return {}
-    return {"scale": device.input_scale.flatten().tolist(), "shift": device.input_shift.flatten().tolist()}
-
-
-def _manifest(path: Path, job: _Job, graph: GraphSpec, narrowed: Narrowed, scaling: dict[str, Any]) -> Manifest:
-    """What the bundle says of itself, before the gate has run."""
-    config, choice = job.checkpoint.config, job.choice
-    knowledge: dict[str, Any] = {"mode": choice.mode}
-    if choice.encoder is not None:
-        knowledge = describe_text(choice.encoder, config.model.text, prefix=config.model.text.target_prefix)
-    needs = ["onnx", f"knowledge-{choice.mode}"]
-    needs += ["batch-fixed"] if job.batch.fixed is not None else []
-    needs += ["pixels-scaled"] if scaling else []
-    return Manifest(
-        labels=LABELS,
-        preprocess=job.spec,
-        graph=graph,
-        knowledge=knowledge,
-        needs=tuple(needs),
-        precision=narrowed.precision,
-        target=job.target.name,
-        opset=job.opset,
-        producers=producers(),
-        source={"checkpoint": path.name, "sha256": sha256_file(path), "revision": code_revision()},
-        scaling=scaling,
-        configuration=config.to_dict(),
-        training={
-            "source": list(config.data.source), "validation": list(config.data.validation),
-            "progress": job.checkpoint.progress,
-        },
-    )  # fmt: skip
-
-
-def _check_size(folder: Path, target: Target) -> None:
-    total = sum(file.stat().st_size for file in folder.iterdir())
-    if target.max_bytes is not None and total > target.max_bytes:
-        raise KcdpError(
-            f"the bundle has {total / 1e6:.0f} MB",
-            f"at most {target.max_bytes / 1e6:.0f} MB for the target {target.name}",
-            "export in fp16, int8 or w8, or a smaller model",
-        )  # fmt: skip
-
-
-def describe(bundle: Bundle) -> dict[str, Any]:
-    """A few facts for the terminal or ``--json``."""
-    manifest = bundle.manifest
-    return {
-        "bundle": str(bundle.path),
-        "bytes": sum(entry["bytes"] for entry in manifest.files.values()),
-        "target": manifest.target,
-        "inputs": [t.describe() for t in manifest.graph.inputs],
-        "outputs": [t.describe() for t in manifest.graph.outputs],
-        "knowledge": manifest.knowledge["mode"],
-        "precision": dict(manifest.precision),
-        "opset": manifest.opset,
-        "export": dict(manifest.export),
-        "parity": dict(manifest.parity),
-    }
+    counts = fusions.fuse_for_cuda(model)
+    wrong = fusions.check_fused(counts, model)
+    if wrong:
+        raise KcdpError(f"the graph is not fused as it should be: {wrong[0]}", fix="report this model")
+    job.say(fusions.describe(counts, model))
+    return counts

@@ -13,7 +13,7 @@ from typing import Protocol
 from kcdp.errors import KcdpError, nearest
 from kcdp.export.running.compiled import CompiledGraph
 from kcdp.export.running.runner import Runner
-from kcdp.export.running.sessions import CudaSession, RoundingSession, Session
+from kcdp.export.running.sessions import CudaSession, RoundingSession, Session, UnfusedSession
 
 
 class Runtime(Protocol):
@@ -29,9 +29,11 @@ class Runtime(Protocol):
         """Whether products run in bfloat16, or as if; asked only where it is not absent."""
 
 
-#: name -> class. "rounding" is no runtime of a device: it is ONNX Runtime with half precision rounded as a GPU does.
+#: name -> class. The last two are no runtimes of a device, but ONNX Runtime on a processor with a rewritten copy:
+#: operators fused for CUDA written out, and half precision rounded as a GPU does.
 RUNTIMES: Mapping[str, Runtime] = MappingProxyType({
-    "onnxruntime": Session, "openvino": CompiledGraph, "onnxruntime-cuda": CudaSession, "rounding": RoundingSession,
+    "onnxruntime": Session, "openvino": CompiledGraph, "onnxruntime-cuda": CudaSession, "unfused": UnfusedSession,
+    "rounding": RoundingSession,
 })  # fmt: skip
 
 

@@ -31,6 +31,7 @@ class Target:
         typed_bfloat16: its bf16 graphs are strongly typed; else float32 with weights of bfloat16, for a runtime that is
             told to compute in it.
         profile: the batch may be MIN:OPT:MAX.
+        fused: its nodes are joined into operators that ONNX Runtime has for CUDA.
         max_bytes: of the whole bundle; None: any.
         verified: precision -> where graphs of this target have run, and where they have not.
     """
@@ -46,8 +47,8 @@ class Target:
     activations: str = "uint8"
     typed_bfloat16: bool = True
     profile: bool = False
+    fused: bool = False
     max_bytes: int | None = None
-
 
     def opset_for(self, precision: str) -> int:
         """Convolutions know bfloat16 from operator set 22 on."""
@@ -71,8 +72,9 @@ TARGETS: Mapping[str, Target] = MappingProxyType({
             winograd=("fp32",), typed_bfloat16=False,
         ),
         Target(
-            "cuda", "ONNX Runtime's CUDA provider", 20, ("fp32", "fp16"), ("onnxruntime-cuda", "onnxruntime"),
-            dict.fromkeys(("fp32", "fp16"), f"values by {_ORT_CPU}; {_NO_GPU}"),
+            "cuda", "ONNX Runtime's CUDA provider", 20, ("fp32", "fp16"), ("onnxruntime-cuda", "unfused"),
+            dict.fromkeys(("fp32", "fp16"), f"values by {_ORT_CPU}, fused operators written out; {_NO_GPU}"),
+            fused=True,
         ),
         Target(
             "tensorrt", "TensorRT 10 and 11, TensorRT-RTX", 20, ("fp32", "fp16", "bf16", "int8"), ("onnxruntime",),

@@ -203,6 +203,11 @@ class OnnxRuntimeSession(Session):
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
         path = self.bundle.model_path
+        if "operators-cuda" in self.bundle.manifest.needs:
+            raise KcdpError(
+                f"{self.bundle.path} is made of operators that ONNX Runtime has on CUDA GPUs alone",
+                "a bundle for processors, which is where this session runs", "export it with --target cpu or portable",
+            )  # fmt: skip
         try:
             return self._library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # the library's exceptions share no base class

@@ -16,14 +16,14 @@ from onnx import TensorProto, helper, numpy_helper
 from kcdp.bundle import Bundle, Manifest, write_bundle
 from kcdp.config import Config, load_config
 from kcdp.export.device.model import DeviceModel
+from kcdp.export.narrowing import narrow
 from kcdp.export.passes.registry import PassOptions, apply_passes
-from kcdp.export.tracing import WEIGHTS, keep_outputs, save_graph, trace
+from kcdp.export.targets import TARGETS
+from kcdp.export.tracing import WEIGHTS, drop_dead_branches, keep_outputs, save_graph, trace
 from kcdp.graph import tagging_graph
 from kcdp.labels import LABELS
 from kcdp.models.build import build_model
 from kcdp.preprocess import PreprocessSpec
-
-FLOAT, HALF, UINT8 = ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.UINT8
 
 
 def make_bundle(path: Path, size: int, fill: Callable[[Path], None], precision: str, batch: int | None = 1) -> Bundle:
@@ -40,62 +40,24 @@ def make_bundle(path: Path, size: int, fill: Callable[[Path], None], precision: 
 
 
 def half_bundle(path: Path, config: Config | str, batch: int | None = 1) -> Bundle:
-    """A preset with random weights as a bundle of float16, as a device would get it."""
+    """A preset with random weights as the export makes a bundle of float16, without the gate: its answers are ties."""
     config = load_config(config) if isinstance(config, str) else config
     torch.manual_seed(0)
-    size = config.preprocess.size
+    size, target = config.preprocess.size, TARGETS["tensorrt"]
     model = DeviceModel(build_model(config).eval())
-    apply_passes(model, PassOptions(size))
-    graph = trace(model, size, batch=batch)
+    apply_passes(model, PassOptions(size, target.kernel))
+    graph = trace(model, size, opset=target.opset_for("fp16"), batch=batch)
     del model
+    drop_dead_branches(graph)
+    pictures = np.random.default_rng(0).integers(0, 256, (batch or 2, size, size, 3), dtype=np.uint8)
+    narrow(graph, target, "fp16", [{"images": pictures}])
     keep_outputs(graph, ("logits",), {})
-    _cast_before_transposing(graph)
-    _halve(graph)
     return make_bundle(path, size, lambda folder: _save(graph, folder), "float16", batch)
 
 
 def _save(graph: ir.Model, folder: Path) -> None:
     save_graph(graph, folder / "model.onnx")
     assert {file.name for file in folder.iterdir()} <= {"model.onnx", WEIGHTS}
-
-
-def _cast_before_transposing(model: ir.Model) -> None:
-    """TensorRT moves no uint8: Transpose, Cast becomes Cast, Transpose."""
-    for node in list(model.graph):
-        if node.op_type == "Transpose" and node.inputs[0].dtype == UINT8:
-            cast = next(iter(node.outputs[0].uses())).node
-            assert cast.op_type == "Cast"
-            for use in list(cast.outputs[0].uses()):
-                use.node.replace_input_with(use.idx, node.outputs[0])
-            cast.replace_input_with(0, node.inputs[0])
-            node.replace_input_with(0, cast.outputs[0])
-            cast.outputs[0].shape, node.outputs[0].dtype = cast.inputs[0].shape, cast.outputs[0].dtype
-            model.graph.remove(node)
-            model.graph.insert_after(cast, node)
-
-
-def _halve(model: ir.Model) -> None:
-    """Every float32 to float16, by type alone; logits are cast back."""
-    graph = model.graph
-    for value in graph.initializers.values():
-        if value.const_value.dtype == FLOAT:
-            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float16), name=value.name)
-            value.dtype = HALF
-    for node in graph:
-        if node.op_type == "Cast" and node.attributes["to"].value == FLOAT:
-            node.attributes["to"] = ir.AttrInt64("to", HALF)
-        if node.op_type == "Constant" and node.attributes["value"].value.dtype == FLOAT:
-            number = node.attributes["value"].value.numpy().astype(np.float16)
-            node.attributes["value"] = ir.AttrTensor("value", ir.tensor(number))
-        for value in node.outputs:
-            value.dtype = HALF if value.dtype == FLOAT else value.dtype
-    for position, value in enumerate(list(graph.outputs)):
-        name, value.name = value.name, f"{value.name}_half"
-        cast = ir.node("Cast", [value], {"to": FLOAT}, name=f"{name}_float32")
-        graph.append(cast)
-        result = cast.outputs[0]
-        result.name, result.dtype, result.shape = name, FLOAT, value.shape
-        graph.outputs[position] = result
 
 
 SIZE = 16

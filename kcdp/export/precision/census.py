@@ -12,7 +12,7 @@ import onnx_ir as ir
 from kcdp.export.precision.layers import find_layers
 
 #: Operators whose type decides what a graph costs.
-PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Attention", "MultiHeadAttention")
+PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "Attention", "MultiHeadAttention", "NhwcConv")
 _INTEGERS = {
     ir.DataType.INT8: "int8", ir.DataType.UINT8: "int8", ir.DataType.INT16: "int16", ir.DataType.UINT16: "int16",
 }  # fmt: skip

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from kcdp.errors import KcdpError, require
+from kcdp.export.fusions.unfusing import expand_for_cpu
 from kcdp.export.running.rounding import WEIGHTS, round_in_float32
 from kcdp.export.running.runner import DoesNotRun, Executed, Feed, Port, Runner, executed, first_line, threads_or_all
 
@@ -135,7 +136,27 @@ class CudaSession(Session):
     provider = CUDA
 
 
-class RoundingSession(Session):
+class UnfusedSession(Session):
+    """A graph made for CUDA on a processor, which lacks most of its fused operators: they are written out first."""
+
+    name = "unfused"
+
+    def _graph(self) -> Path:
+        model = ir.load(self.path)  # what goes wrong here, _open reports
+        self.written_out = expand_for_cpu(model)
+        return self._save(model)
+
+    def _save(self, model: ir.Model) -> Path:
+        """A rewritten copy, among the traces."""
+        target = Path(self._traces.name) / "rewritten.onnx"
+        ir.save(model, target, external_data=WEIGHTS)
+        return target
+
+    def _describe(self) -> dict[str, Any]:
+        return {**super()._describe(), "written_out": self.written_out}
+
+
+class RoundingSession(UnfusedSession):
     """A typed half-precision graph on a processor, every result rounded to the type that the graph gives it.
 
     ONNX Runtime and OpenVINO widen float16 to float32 and leave out the roundings between, so that a graph that
@@ -153,11 +174,10 @@ class RoundingSession(Session):
         return [] if self.rounded else ["nothing is rounded: the graph holds no half precision"]
 
     def _graph(self) -> Path:
-        target = Path(self._traces.name) / "rounded.onnx"
-        model = ir.load(self.path)  # what goes wrong here, _open reports
+        model = ir.load(self.path)
+        self.written_out = expand_for_cpu(model)
         self.rounded = round_in_float32(model)
-        ir.save(model, target, external_data=WEIGHTS)
-        return target
+        return self._save(model)
 
     def _describe(self) -> dict[str, Any]:
         return {**super()._describe(), "rounded": self.rounded}
