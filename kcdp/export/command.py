@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-passes", action="store_true", help="leave out all: the plain export, to compare with")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
+    parser.add_argument(
+        "--keep-failed", metavar="DIR", help="leave a graph that fails the gate, and parity.md, there; it is no bundle"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the steps")
 
 
@@ -68,8 +71,9 @@ def run(args: argparse.Namespace) -> int:
     pictures = check_pictures(args.check_images, data)
     try:
         bundle = export_run(
-            args.run, args.out, pictures, options, overwrite=args.overwrite, say=say, progress=sys.stderr.isatty()
-        )
+            args.run, args.out, pictures, options, overwrite=args.overwrite, keep_failed=args.keep_failed, say=say,
+            progress=sys.stderr.isatty(),
+        )  # fmt: skip
     except ParityError as error:
         print(f"kcdp: error: {error}", file=sys.stderr)
         if args.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from kcdp.export.runners import usable
 from kcdp.export.targets import Batch, Target, choose
 from kcdp.export.text_graph import export_text
 from kcdp.export.tracing import WEIGHTS, drop_dead_branches, keep_outputs, manifest_metadata, save_graph, trace
-from kcdp.files import make_folder
+from kcdp.files import atomic_folder, make_folder
 from kcdp.graph import tagging_graph
 from kcdp.models.kadap import Kadap
 from kcdp.preprocess import PreprocessSpec
@@ -46,9 +47,9 @@ STEPS = 6
 class ParityError(KcdpError):
     """The exported graph is not the trained model; ``report`` says where."""
 
-    def __init__(self, report: ParityReport) -> None:
+    def __init__(self, report: ParityReport, kept: Path | None = None) -> None:
         first, more = report.failures[0], len(report.failures) - 1
-        fix = "no bundle was written; "
+        fix = "no bundle was written; " + ("" if kept is None else f"look at {kept / 'parity.md'}; ")
         if report.precision == "float32":
             fix += "report this model and the versions of torch, onnx and onnxruntime"
         else:
@@ -129,6 +130,7 @@ def export_run(
     options: ExportOptions | None = None,
     *,
     overwrite: bool = False,
+    keep_failed: str | Path | None = None,
     say: Callable[[str], None] = print,
     progress: bool = True,
 ) -> Bundle:
@@ -139,6 +141,7 @@ def export_run(
         out: the bundle's folder.
         check_images: real pictures for the parity gate; labels, where they have some, are for measuring only.
         overwrite: replace an existing bundle.
+        keep_failed: a new folder for the graph and the page of a gate that fails; it is no bundle.
         say: receives one line per step.
 
     Raises:
@@ -148,6 +151,9 @@ def export_run(
     options, out = options or ExportOptions(), Path(out)
     target, batch = options.resolve()
     check_target(out, overwrite)
+    kept = None if keep_failed is None else Path(keep_failed)
+    if kept is not None and os.path.lexists(kept):
+        raise KcdpError(f"--keep-failed {kept} exists already", "a new name", "choose another")
     say(f"1/{STEPS} load {run}")
     model, checkpoint = load_model(run)
     if not isinstance(model, Kadap):
@@ -161,18 +167,25 @@ def export_run(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as scratch:
         job = _Job(target, batch, options, model, checkpoint, spec, choice, Path(scratch), say, progress)
         manifest, reference, report = _make(job, run, check_images)
-        if not report.passed:
-            raise ParityError(report)
-        say(f"{STEPS}/{STEPS} write {out}")
 
         def fill(folder: Path) -> None:
             for pattern in (f"{MODEL}*", f"{TEXT_GRAPH}*", TOKENIZER):
                 for file in job.work.glob(pattern):
-                    file.replace(folder / file.name)
+                    shutil.move(file, folder / file.name)
             write_parity_page(folder, report, reference, data=check_images.name)
+
+        if not report.passed:
+            if kept is not None:
+                with atomic_folder(kept) as folder:
+                    fill(folder)
+            raise ParityError(report, kept)
+        say(f"{STEPS}/{STEPS} write {out}")
+
+        def checked(folder: Path) -> None:
+            fill(folder)
             check_size(folder, target)
 
-        return write_bundle(out, manifest, fill, overwrite=overwrite)
+        return write_bundle(out, manifest, checked, overwrite=overwrite)
 
 
 def _make(job: _Job, run: str | Path, check_images: ImageDataset) -> tuple[Manifest, Reference, ParityReport]:

@@ -251,6 +251,13 @@ def test_command_fails_and_writes_nothing_when_the_gate_fails(run, tmp_path, mon
     assert "failed the parity gate" in captured.err and "Traceback" not in captured.err
     assert "FAILED" in captured.out
     assert list(tmp_path.iterdir()) == []
+    kept = tmp_path / "failed"
+    assert main(["export", str(run), "--out", str(out), "--keep-failed", str(kept)]) == 1
+    assert f"look at {kept / 'parity.md'}" in capsys.readouterr().err
+    assert {"model.onnx", "parity.md"} <= {file.name for file in kept.iterdir()} and list(tmp_path.iterdir()) == [kept]
+    assert "FAILED" in (kept / "parity.md").read_text(encoding="utf-8").upper()
+    with pytest.raises(KcdpError, match=r"manifest\.json"):
+        Bundle.open(kept)
 
 
 def test_command_errors_are_one_line(run, tmp_path, capsys):
@@ -258,6 +265,7 @@ def test_command_errors_are_one_line(run, tmp_path, capsys):
     existing.mkdir()
     (existing / "thesis.tex").write_text("precious")
     cases = {
+        ("export", str(run), "--out", "x.kcdp", "--keep-failed", str(existing)): "exists already; expected a new name",
         ("export", str(tmp_path / "none"), "--out", "x.kcdp"): "is not there; expected a run folder",
         ("export", str(run), "--out", str(existing)): "exists already; expected a new name",
         ("export", str(run), "--out", str(existing), "--overwrite"): "other folders are never overwritten",
