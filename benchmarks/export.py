@@ -7,8 +7,8 @@ of rank 8, implicit knowledge of 154 tokens, 256 px, batch 1. "eager" is the pub
 float32: the graph before any pass. WORK keeps models and bundles (20 GB) for the next call. Each configuration is timed
 in a process of its own, all of them once in each round; figures are medians over rounds. The processor's own limit, the
 speed of a large matrix product in the same rounds, stands beside them: no direct convolution is faster than that.
-Random weights may fail the gate in 8 bits, as their answers are ties: such a graph is timed all the same, and its row says
-what the gate found.
+Random weights may fail the gate in 8 bits, as their answers are ties: such a graph is timed all the same, and its row
+says what the gate found.
 """
 
 from __future__ import annotations
