@@ -90,9 +90,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def next_command(facts: dict[str, object]) -> str:
-    """What to type after an export."""
+    """What to type when a bundle is there; ``facts`` are those of ``describe``."""
     if facts["target"] == "tensorrt":
         return f"python -m kcdp.export engine {facts['bundle']}"
+    if facts["target"] == "cuda":
+        return f"python -m kcdp.export check {facts['bundle']} --run RUN --runtime onnxruntime-cuda   (on its GPU)"
     if facts["knowledge"] == "input":
         return f"python -m kcdp.export info {facts['bundle']}"
     return f"kcdp tag PICTURES --model {facts['bundle']}"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kcdp.bundle import Bundle
+from kcdp.export.command import next_command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +24,15 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(bundle.manifest.to_dict()))
         return 0
     print("\n".join(lines(bundle)))
-    print(f"next: kcdp tag PICTURES --model {bundle.path}")
+    print(f"next: {_next(bundle)}")
     return 0
+
+
+def _next(bundle: Bundle) -> str:
+    """What to type: a bundle of another target than a processor's is not tagged with here."""
+    target, mode = bundle.manifest.target, bundle.manifest.knowledge["mode"]
+    facts = {"bundle": bundle.path, "target": target, "knowledge": "" if mode == "input" else mode}
+    return next_command(facts)
 
 
 def lines(bundle: Bundle) -> list[str]:
@@ -42,6 +50,9 @@ def lines(bundle: Bundle) -> list[str]:
         f"  trained on  {', '.join(m.training.get('source', ())) or 'not said'}",
         f"  made by     {', '.join(f'{k} {v}' for k, v in m.producers.items())}",
     ]
+    if m.export.get("fused"):
+        fused = ", ".join(f"{count} {kind}" for kind, count in m.export["fused"].items() if count)
+        found.append(f"  fused       {fused}")
     for row in m.export.get("passes", ()):
         found.append(f"  pass        {_pass_line(row)}")
     if m.parity:

@@ -60,7 +60,7 @@ _NO_GPU = "no GPU yet"
 TARGETS: Mapping[str, Target] = MappingProxyType({
     target.name: target for target in (
         Target(
-            "portable", "any ONNX Runtime, opset 20", 20, ("fp32", "fp16", "int8", "w8"), ("onnxruntime",),
+            "portable", "any ONNX Runtime", 20, ("fp32", "fp16", "int8", "w8"), ("onnxruntime",),
             {"fp32": _ORT_CPU, "fp16": f"{_ORT_CPU} (slowly: half is widened there)", "int8": _ORT_CPU,
              "w8": _ORT_CPU},
         ),

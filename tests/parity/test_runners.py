@@ -29,8 +29,8 @@ def run(name, path, precision="float32"):
 
 
 def test_names_and_what_is_missing(monkeypatch):
-    assert set(RUNTIMES) == {"onnxruntime", "openvino", "onnxruntime-cuda", "rounding"}
-    assert {"onnxruntime", "rounding"} <= set(available()) <= set(RUNTIMES)
+    assert set(RUNTIMES) == {"onnxruntime", "openvino", "onnxruntime-cuda", "unfused", "rounding"}
+    assert {"onnxruntime", "unfused", "rounding"} <= set(available()) <= set(RUNTIMES)
     with pytest.raises(KcdpError, match="runtime 'onnx-runtime' \\(did you mean 'onnxruntime'\\?\\); expected one of"):
         open_runner("onnx-runtime", "model.onnx")
     monkeypatch.setitem(sys.modules, "openvino", None)
