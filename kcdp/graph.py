@@ -100,8 +100,7 @@ class Tolerance:
             ``sqrt(2 (1 - level_cosine))``.
         map_cosine: the same for attention maps.
         probability: greatest mean over the pictures of how far any of their six probabilities moves.
-        decisions: least share of pictures, 0..1, whose strongest class is the same. Near ties count like all others;
-            where it is below 1 a single one is let pass, which of few pictures would be too large a share.
+        decisions: least share of pictures, 0..1, whose strongest class is the same. Near ties count like all others.
     """
 
     rtol: float | None

@@ -11,8 +11,8 @@ import numpy as np
 from kcdp.graph import Tolerance
 from kcdp.labels import LABELS
 
-#: Two classes whose probabilities are no further apart, 0..1, are nearly tied. A changed answer counts as changed
-#: either way, but for one: a single near tie does not fail a rounded graph, large as its share of few pictures is.
+#: Two classes whose probabilities are no further apart, 0..1, are nearly tied. It is for reading: a changed answer
+#: counts as changed either way.
 NEAR_TIE = 0.02
 
 
@@ -121,8 +121,7 @@ def compare_logits(
         failures.append(f"probabilities move by {moved.mean():.2e} in the mean, allowed {tolerance.probability:.0e}")
     changed = got.argmax(axis=1) != want.argmax(axis=1)
     agree, near = float((~changed).mean()), near_ties(want, temperature)
-    one_tie = tolerance.decisions < 1 and changed.sum() == 1 and (changed & near).sum() == 1
-    if agree < tolerance.decisions and not one_tie:
+    if agree < tolerance.decisions:
         failures.append(f"{agree:.2%} of decisions agree, needed {tolerance.decisions:.2%}; of {int(changed.sum())} "
                         f"changed ones {int((changed & near).sum())} are near ties")  # fmt: skip
     return {

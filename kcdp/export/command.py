@@ -85,16 +85,20 @@ def run(args: argparse.Namespace) -> int:
         return 0
     signature = f"{', '.join(facts['inputs'])} -> {', '.join(facts['outputs'])}"
     print(f"{facts['bundle']}: {facts['bytes'] / 1e6:.1f} MB, {signature}")
-    print(f"next: {next_command(facts)}")
+    print(f"next: {next_command(facts['bundle'], facts['target'], facts['knowledge'])}")
     return 0
 
 
-def next_command(facts: dict[str, object]) -> str:
-    """What to type when a bundle is there; ``facts`` are those of ``describe``."""
-    if facts["target"] == "tensorrt":
-        return f"python -m kcdp.export engine {facts['bundle']}"
-    if facts["target"] == "cuda":
-        return f"python -m kcdp.export check {facts['bundle']} --run RUN --runtime onnxruntime-cuda   (on its GPU)"
-    if facts["knowledge"] == "input":
-        return f"python -m kcdp.export info {facts['bundle']}"
-    return f"kcdp tag PICTURES --model {facts['bundle']}"
+def next_command(bundle: object, target: str, knowledge: str) -> str:
+    """What to type when a bundle is there.
+
+    Args:
+        target, knowledge: its own; a bundle that takes captions is not tagged with yet.
+    """
+    if target == "tensorrt":
+        return f"python -m kcdp.export engine {bundle}"
+    if target == "cuda":
+        return f"python -m kcdp.export check {bundle} --run RUN --runtime onnxruntime-cuda   (on its GPU)"
+    if knowledge == "input":
+        return f"python -m kcdp.export info {bundle}"
+    return f"kcdp tag PICTURES --model {bundle}"

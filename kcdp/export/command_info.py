@@ -24,15 +24,10 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(bundle.manifest.to_dict()))
         return 0
     print("\n".join(lines(bundle)))
-    print(f"next: {_next(bundle)}")
+    mode = bundle.manifest.knowledge["mode"]
+    check = f"python -m kcdp.export check {bundle.path} --run RUN"
+    print(f"next: {check if mode == 'input' else next_command(bundle.path, bundle.manifest.target, mode)}")
     return 0
-
-
-def _next(bundle: Bundle) -> str:
-    """What to type: a bundle of another target than a processor's is not tagged with here."""
-    target, mode = bundle.manifest.target, bundle.manifest.knowledge["mode"]
-    facts = {"bundle": bundle.path, "target": target, "knowledge": "" if mode == "input" else mode}
-    return next_command(facts)
 
 
 def lines(bundle: Bundle) -> list[str]:

@@ -54,6 +54,9 @@ class ParityError(KcdpError):
             fix += "report this model and the versions of torch, onnx and onnxruntime"
         else:
             fix += f"this model does not bear {report.precision}: export it in a finer precision, fp32 being the finest"
+            enough = round(1 / (1 - report.tolerance.decisions))
+            if report.pictures < enough:
+                fix += f", or compare on {enough} pictures: of {report.pictures} one changed answer is too many"
         super().__init__(
             f"the exported graph failed the parity gate: {first}" + (f" (and {more} more)" if more else ""),
             fix=fix,

@@ -29,6 +29,7 @@ from kcdp.export.fusions.parts import (
     Writer,
     attribute,
     constant,
+    fuse_matches,
     known,
     made_by,
     number,
@@ -76,13 +77,7 @@ class _Attention:
 
 def fuse(model: ir.Model) -> int:
     """Fuse what matches, in place; how many."""
-    count = 0
-    for softmax in [node for node in model.graph if node.op_type == "Softmax"]:
-        match = _match(softmax)
-        if isinstance(match, _Attention):
-            _write(model, match)
-            count += 1
-    return count
+    return fuse_matches(model, "Softmax", _match, _write)
 
 
 def remaining(graph: ir.Graph) -> list[Remaining]:

@@ -21,6 +21,7 @@ from kcdp.export.fusions.parts import (
     Remaining,
     Writer,
     constant,
+    fuse_matches,
     known,
     made_by,
     other_input,
@@ -58,13 +59,7 @@ class _GroupNorm:
 
 def fuse(model: ir.Model) -> int:
     """Fuse what matches, in place; how many."""
-    count = 0
-    for node in [node for node in model.graph if node.op_type == "InstanceNormalization"]:
-        match = _match(node)
-        if isinstance(match, _GroupNorm):
-            _write(model, match)
-            count += 1
-    return count
+    return fuse_matches(model, "InstanceNormalization", _match, _write)
 
 
 def remaining(graph: ir.Graph) -> list[Remaining]:

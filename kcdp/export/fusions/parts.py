@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -31,6 +31,27 @@ class Remaining:
     fusion: str
     node: str
     why: str = ""
+
+
+Match = TypeVar("Match")
+
+
+def fuse_matches(
+    model: ir.Model, kind: str, match: Callable[[ir.Node], Match | str | None], write: Callable[[ir.Model, Match], None]
+) -> int:
+    """Rewrite what matches around the nodes of one kind, in place; how many.
+
+    Args:
+        match: of a node: the match; why it is excluded; or None where it is something else.
+        write: rewrites a match.
+    """
+    count = 0
+    for node in [node for node in model.graph if node.op_type == kind]:
+        found = match(node)
+        if found is not None and not isinstance(found, str):
+            write(model, found)
+            count += 1
+    return count
 
 
 def known(value: ir.Value) -> list[int | None]:

@@ -142,15 +142,15 @@ class UnfusedSession(Session):
     name = "unfused"
 
     def _graph(self) -> Path:
-        model = ir.load(self.path)  # what goes wrong here, _open reports
-        self.written_out = expand_for_cpu(model)
-        return self._save(model)
-
-    def _save(self, model: ir.Model) -> Path:
-        """A rewritten copy, among the traces."""
         target = Path(self._traces.name) / "rewritten.onnx"
+        model = ir.load(self.path)  # what goes wrong here, _open reports
+        self._rewrite(model)
         ir.save(model, target, external_data=WEIGHTS)
         return target
+
+    def _rewrite(self, model: ir.Model) -> None:
+        """What is opened, in place."""
+        self.written_out = expand_for_cpu(model)
 
     def _describe(self) -> dict[str, Any]:
         return {**super()._describe(), "written_out": self.written_out}
@@ -173,11 +173,9 @@ class RoundingSession(UnfusedSession):
     def failures(self) -> list[str]:
         return [] if self.rounded else ["nothing is rounded: the graph holds no half precision"]
 
-    def _graph(self) -> Path:
-        model = ir.load(self.path)
-        self.written_out = expand_for_cpu(model)
+    def _rewrite(self, model: ir.Model) -> None:
+        super()._rewrite(model)
         self.rounded = round_in_float32(model)
-        return self._save(model)
 
     def _describe(self) -> dict[str, Any]:
         return {**super()._describe(), "rounded": self.rounded}
