@@ -9,6 +9,8 @@ import pytest
 from kcdp.bundle import TARGET_NAMES
 from kcdp.cli import main
 from kcdp.errors import KcdpError
+from kcdp.export.exporter import ParityError
+from kcdp.export.parity_report import ParityReport, Run, RuntimeReport
 from kcdp.export.runners import RUNTIMES
 from kcdp.export.targets import PRECISIONS, TARGETS, Batch, choose
 from kcdp.graph import TOLERANCES
@@ -77,3 +79,12 @@ def test_wrong_options_are_told_before_anything_is_loaded(capsys):
         assert main(["export", "nowhere", "--out", "x.kcdp", *arguments]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize(("pictures", "changed", "more"), [(150, 1, True), (150, 6, False), (400, 1, False)])
+def test_more_pictures_are_advised_where_one_answer_decided(pictures, changed, more):
+    run = Run(1, {"decisions": {"changed": changed}}, ("logits",))
+    runtime = RuntimeReport({"runtime": "openvino"}, (run,), ("some of decisions",))
+    error = str(ParityError(ParityReport("bfloat16", pictures, 0, 1.0, (runtime,), (), 0, {})))
+    assert "does not bear bfloat16: export it in a finer precision" in error
+    assert ("or compare on 200 pictures: of 150 one changed answer is too many" in error) == more
