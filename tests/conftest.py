@@ -1,8 +1,9 @@
-"""A small real bundle for tests that need one: a linear graph over a picture's mean colour."""
+"""What tests of several folders need: a small real bundle, a linear graph over a picture's mean colour; SIGINT."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,14 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "sad": (0, 0, 255),
     "anger": (255, 0, 0),
 }
+
+
+@pytest.fixture
+def interrupts_are_heard() -> Iterator[None]:
+    """A shell ignores SIGINT for what it runs in the background, and the tests may be run there."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 @pytest.fixture(scope="session")

@@ -462,6 +462,7 @@ def test_list_of_what_was_found_cannot_be_written(whole):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")
+@pytest.mark.usefixtures("interrupts_are_heard")
 def test_an_interrupt_ends_it_at_once():
     # It would take minutes.
     process = subprocess.Popen(

@@ -29,13 +29,7 @@ from kcdp.training.log import LOG
 from kcdp.training.progress import Pictures
 from kcdp.training.trainer import Trainer
 
-
-@pytest.fixture(autouse=True)
-def _interrupts_are_heard():
-    """A shell ignores SIGINT for what it runs in the background, and the tests may be run there."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
+pytestmark = pytest.mark.usefixtures("interrupts_are_heard")
 
 
 @pytest.fixture(scope="module")
