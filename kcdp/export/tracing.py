@@ -57,6 +57,7 @@ def trace(model: DeviceModel, size: int, *, opset: int = OPSET, batch: int | Non
     assert program is not None
     graph = program.model
     _name_free_axis(graph.graph)
+    _forget_origin(graph)
     return graph
 
 
@@ -104,6 +105,18 @@ def manifest_metadata(manifest: Mapping[str, object]) -> dict[str, str]:
     """What a graph says of itself: the manifest without what is known only later."""
     text = {key: value for key, value in manifest.items() if key not in ("files", "parity", "digest")}
     return {"kcdp.manifest": json.dumps(text, ensure_ascii=False)}
+
+
+def _forget_origin(model: ir.Model) -> None:
+    """The exporter writes to every node where in whose source it came from: a megabyte, and paths of this machine."""
+    for node in model.graph.all_nodes():
+        for thing in (node, *node.outputs):
+            thing.metadata_props.clear()
+            thing.doc_string = None
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.metadata_props.clear()
 
 
 def _name_free_axis(graph: ir.Graph) -> None:

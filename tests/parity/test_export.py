@@ -225,6 +225,13 @@ def test_command_writes_a_bundle_that_says_what_it_is(exported):
     assert [p.name for p in out.parent.iterdir()] == ["model.kcdp"], "nothing is left behind"
 
 
+def test_graph_does_not_say_where_it_was_made(exported):
+    graph = Bundle.open(exported[0]).model_path
+    bytes_ = graph.read_bytes()
+    assert str(Path(exporter.__file__).parent).encode() not in bytes_ and b"stack_trace" not in bytes_
+    assert [entry.key for entry in onnx.load(graph).metadata_props] == ["kcdp.manifest"]
+
+
 def test_tagger_answers_like_the_trained_model(run, exported):
     model, checkpoint = load_model(run)
     dataset = open_dataset("synthetic:stickers?n=12&size=80")
