@@ -1,6 +1,6 @@
 """What the export is worth at Stable Diffusion 1.5's size: every bundle against PyTorch, with its parity.
 
-    python benchmarks/export.py --work WORK [--only NAME ...] [--rounds 3] [--out FILE]
+    python benchmarks/export.py --work WORK [--only NAME ...] [--rounds 3] [--out FILE] [--plot FILE]
 
 Weights are random, in the shapes of SD 1.5 (where a name begins with "tiny-", with an AutoencoderTiny), and adapters
 of rank 8, implicit knowledge of 154 tokens, 256 px, batch 1. "eager" is the published pipeline restated in PyTorch
@@ -53,6 +53,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runs", type=int, default=4, help="timed runs in each round")
     parser.add_argument("--out", type=Path, help="also write the JSON object here")
+    parser.add_argument("--plot", type=Path, help="also draw it here")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -71,6 +72,8 @@ def main() -> int:
         print(f"{row['name']:<22}{timing}  {row.get('note', '')}")
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if args.plot:
+        draw(result, args.plot)
     print(json.dumps(result))
     return 0
 
@@ -240,6 +243,29 @@ def summarise(rounds: list[dict[str, Any]], timed: list[str], exports: dict[str,
             row["note"] += f"; REFUSED by the gate: {made['failures'][0]}" if made.get("failures") else ""
         rows.append(row)
     return rows
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """A bar for each configuration."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row for row in result["rows"] if "seconds" in row][::-1]
+    colours = {"eager": "#444444", "plain": "#9aa5b1", "exact": "#1f77b4", "tiny": "#2ca02c"}
+    figure, axes = pyplot.subplots(figsize=(7, 0.42 * len(rows) + 1.2))
+    bars = axes.barh(
+        [row["name"] for row in rows], [row["seconds"] for row in rows],
+        color=[colours[row["name"].split("-")[0]] for row in rows],
+    )  # fmt: skip
+    texts = [f"{row['seconds']:.2f} s, {row['speedup']:.2f} x" + (", refused" if row.get("failures") else "")
+             for row in rows]  # fmt: skip
+    axes.bar_label(bars, texts, padding=3, fontsize=8)
+    axes.set(xlabel="seconds a picture (median)", xlim=(0, 1.3 * max(row["seconds"] for row in rows)))
+    axes.set_title(f"{result['size']} px, {result['machine']['cores']} cores, {result['machine']['cpu']}", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,13 @@ def tagging_graph(
     return GraphSpec(tuple(inputs), (logits,))
 
 
+#: precision -> what an ONNX Runtime session of such a graph is told beside the usual. 8-bit weights are widened once,
+#: when the graph is opened; left to itself it widens them anew in every run.
+SESSION_ENTRIES: MappingProxyType[str, MappingProxyType[str, str]] = MappingProxyType({
+    "int8-weights": MappingProxyType({"session.disable_quant_qdq": "1"}),
+})  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Tolerance:
     """How far an exported graph may be from the PyTorch model.

@@ -110,10 +110,10 @@ def manifest_metadata(manifest: Mapping[str, object]) -> dict[str, str]:
 def _forget_origin(model: ir.Model) -> None:
     """The exporter writes to every node where in whose source it came from: a megabyte, and paths of this machine."""
     for node in model.graph.all_nodes():
-        for thing in (node, *node.outputs):
-            thing.metadata_props.clear()
-            thing.doc_string = None
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        node.metadata_props.clear()
+        node.doc_string = None
+    values = (value for node in model.graph.all_nodes() for value in node.outputs)
+    for value in (*model.graph.inputs, *model.graph.initializers.values(), *values):
         value.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.metadata_props.clear()

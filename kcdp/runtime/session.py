@@ -11,7 +11,7 @@ import numpy as np
 
 from kcdp.bundle import Bundle
 from kcdp.errors import KcdpError, require
-from kcdp.graph import TensorSpec, tagging_graph
+from kcdp.graph import SESSION_ENTRIES, TensorSpec, tagging_graph
 
 
 class NonFiniteLogits(KcdpError):
@@ -202,6 +202,9 @@ class OnnxRuntimeSession(Session):
         options.inter_op_num_threads = 1
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
+        precision = str(self.bundle.manifest.precision.get("default"))
+        for key, value in SESSION_ENTRIES.get(precision, {}).items():
+            options.add_session_config_entry(key, value)
         path = self.bundle.model_path
         if "operators-cuda" in self.bundle.manifest.needs:
             raise KcdpError(

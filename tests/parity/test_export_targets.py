@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from kcdp.export.passes.registry import NAMES
 from kcdp.export.precision.census import PRODUCTS
 from kcdp.export.runners import usable
 from kcdp.export.targets import TARGETS
+from kcdp.graph import SESSION_ENTRIES
 from kcdp.runtime.session import OnnxRuntimeSession
 from kcdp.training.checkpoint import load_model
 
@@ -79,6 +81,16 @@ def initializer_types(bundle):
     return Counter(onnx.TensorProto.DataType.Name(t.data_type) for t in graph.initializer if np.prod(t.dims) > 64)
 
 
+def opened(bundle, folder, entries):
+    """Kinds of nodes that ONNX Runtime makes of a graph, told some options."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "opened.onnx")
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    onnxruntime.InferenceSession(str(bundle.model_path), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+
+
 @pytest.mark.parametrize(
     ("target", "precision"),
     [
@@ -115,6 +127,9 @@ def test_a_bundle_of_each_kind(request, tmp_path, target, precision):
     kind = {"fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}.get(precision, "INT8")
     assert weights[kind] > 10, weights
     assert {"parity.md", "parity.png"} <= set(manifest.files)
+    if precision == "w8":
+        assert not opened(bundle, tmp_path, SESSION_ENTRIES["int8-weights"])["DequantizeLinear"], "widened in every run"
+        assert opened(bundle, tmp_path, {})["DequantizeLinear"] > 10, "ONNX Runtime needs not be told any more"
     domains = {node.domain for node in onnx.load(str(bundle.model_path), load_external_data=False).graph.node}
     if target == "cuda":
         fused = manifest.export["fused"]

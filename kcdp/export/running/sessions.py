@@ -15,6 +15,7 @@ from kcdp.errors import KcdpError, require
 from kcdp.export.fusions.unfusing import expand_for_cpu
 from kcdp.export.running.rounding import WEIGHTS, round_in_float32
 from kcdp.export.running.runner import DoesNotRun, Executed, Feed, Port, Runner, executed, first_line, threads_or_all
+from kcdp.graph import SESSION_ENTRIES
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 #: Kinds of nodes that multiply, fused ones included.
@@ -102,6 +103,8 @@ class Session(Runner):
         options.inter_op_num_threads = 1
         options.enable_profiling = True  # of the first run: the only account of what was executed
         options.profile_file_prefix = str(Path(self._traces.name) / "trace")
+        for key, value in SESSION_ENTRIES.get(self.precision, {}).items():
+            options.add_session_config_entry(key, value)
         providers = [self.provider] if self.provider == CPU else [self.provider, CPU]
         try:
             with warnings.catch_warnings():
