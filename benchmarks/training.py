@@ -206,7 +206,7 @@ def plain_loop(config: Any) -> Iterator[dict[str, Any]]:
     from kcdp.knowledge.open_text import open_text
     from kcdp.knowledge.triples import open_extractor, triples_text
     from kcdp.models.build import build_model
-    from kcdp.training.device import autocast, autocast_dtype, resolve_device
+    from kcdp.torch_device import autocast, autocast_dtype, resolve_device
     from kcdp.training.pictures import open_pictures
     from kcdp.training.steps.source import SourceStep
 

@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate in float32 on the full splits, write the report, print a summary."""
     for package in (*PACKAGES, "matplotlib"):
         require(package, "train")
+    from kcdp.torch_device import resolve_device
     from kcdp.training.checkpoint import find_checkpoint, load_model
-    from kcdp.training.device import resolve_device
     from kcdp.training.reports.datasets import open_for_evaluation, open_neutral, warnings
     from kcdp.training.reports.evaluation import TEXT, Options, write_report
     from kcdp.training.reports.specs import short

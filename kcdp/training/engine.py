@@ -15,7 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from kcdp.data.sampler import Share
 from kcdp.errors import KcdpError
 from kcdp.settings import TrainingConfig
-from kcdp.training.device import autocast_dtype, resolve_device
+from kcdp.torch_device import autocast_dtype, resolve_device
 
 T = TypeVar("T")
 

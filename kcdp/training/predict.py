@@ -13,7 +13,7 @@ from kcdp.data.dataset import ImageDataset
 from kcdp.data.loader import TensorDataset, evaluation_batches
 from kcdp.models.network import EmotionNetwork
 from kcdp.preprocess import PreprocessSpec
-from kcdp.training.device import autocast
+from kcdp.torch_device import autocast
 
 
 @dataclass(frozen=True)

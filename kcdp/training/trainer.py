@@ -24,6 +24,7 @@ from kcdp.models.build import build_model, load_matching_state, load_trainable_s
 from kcdp.models.kadap import Kadap
 from kcdp.models.lora import save_lora
 from kcdp.models.network import EmotionNetwork
+from kcdp.torch_device import autocast, usable_cpus
 from kcdp.training.checkpoint import (
     BEST,
     LAST,
@@ -35,7 +36,6 @@ from kcdp.training.checkpoint import (
     save_checkpoint,
     trained_parameters,
 )
-from kcdp.training.device import autocast, usable_cpus
 from kcdp.training.ema import average_model, update_average
 from kcdp.training.engine import Engine
 from kcdp.training.interrupts import Interrupted, interrupts_deferred, interrupts_raise

@@ -38,7 +38,7 @@ from kcdp.models.cliea import Cliea
 from kcdp.models.kadap import Kadap
 from kcdp.models.moe import BALANCE, MixtureOfExperts, MoEOutput
 from kcdp.preprocess import picture_hash
-from kcdp.training.device import autocast_dtype
+from kcdp.torch_device import autocast_dtype
 from kcdp.training.knowledge import KnowledgeReader
 from kcdp.training.log import LOG
 from kcdp.training.pictures import open_pictures

@@ -38,8 +38,8 @@ from kcdp.data.loader import TensorDataset
 from kcdp.data.sampler import EpochSampler
 from kcdp.labels import LABELS
 from kcdp.models.build import trainable_state
+from kcdp.torch_device import autocast_dtype, resolve_device
 from kcdp.training.checkpoint import BEST, LAST, Checkpoint, find_checkpoint, load_checkpoint, load_model
-from kcdp.training.device import autocast_dtype, resolve_device
 from kcdp.training.log import LOG
 from kcdp.training.progress import Pictures
 from kcdp.training.schedule import class_shares, class_weights, learning_rate

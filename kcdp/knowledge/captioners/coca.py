@@ -65,7 +65,7 @@ class CocaCaptioner(Captioner):
 def create(request: Request) -> CocaCaptioner:
     """See ``registry``. ``--model`` is a name of open_clip or a configuration file (.json) in its form."""
     open_clip = require("open_clip", "train")
-    from kcdp.training.device import resolve_device
+    from kcdp.torch_device import resolve_device
 
     device = resolve_device(request.device)
     weights = request.needed_weights("coca", _EXPECTED)

@@ -57,7 +57,7 @@ class InstructBlipCaptioner(Captioner):
 def create(request: Request) -> InstructBlipCaptioner:
     """See ``registry``. float32 on a CPU, bfloat16 on a GPU (FLAN-T5 overflows in float16)."""
     transformers = require("transformers", "instructblip")
-    from kcdp.training.device import resolve_device
+    from kcdp.torch_device import resolve_device
 
     device = resolve_device(request.device)
     folder = Path(request.needed_weights("instructblip", _EXPECTED)).expanduser()
