@@ -41,6 +41,7 @@ BUNDLES: dict[str, tuple[bool, tuple[str, ...], str, str]] = {
     "exact-openvino-bf16": (False, ("--target", "cpu", "--precision", "bf16"), "openvino", "bfloat16"),
     "tiny-openvino-bf16": (True, ("--target", "cpu", "--precision", "bf16"), "openvino", "bfloat16"),
     "tiny-int8": (True, ("--target", "cpu", "--precision", "int8"), "openvino", "int8"),
+    "tiny-int8-rest-bf16": (True, ("--target", "cpu", "--precision", "int8"), "openvino-bf16", "int8"),
     "fp16": (False, ("--target", "tensorrt", "--precision", "fp16"), "", "float16"),
 }  # fmt: skip
 
@@ -136,8 +137,23 @@ def export(work: Path, name: str) -> dict[str, Any]:
         return {**json.loads(facts.read_text(encoding="utf-8")), "files": sizes}
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     sizes = {file: entry["bytes"] for file, entry in manifest["files"].items()}
+    parity = manifest["parity"]["runtimes"]
+    if BUNDLES[name][2] not in ("", *(found["runtime"] for found in parity)):
+        parity = check(work, name)
     return {**json.loads(facts.read_text(encoding="utf-8")), "files": sizes, "passes": manifest["export"]["passes"],
-            "operators": manifest["export"]["operators"], "parity": manifest["parity"]["runtimes"]}  # fmt: skip
+            "operators": manifest["export"]["operators"], "parity": parity}  # fmt: skip
+
+
+def check(work: Path, name: str) -> Any:
+    """The gate on a runtime that the export did not try."""
+    tiny, _, runtime, _ = BUNDLES[name]
+    known = bundle_of(work, name).with_suffix(f".{runtime}.json")
+    if not known.exists():
+        command = [sys.executable, "-m", "kcdp.export", "check", str(bundle_of(work, name)), "--runtime", runtime,
+                   "--run", str(make_run(work, tiny)), "--check-images", PHOTOS, "--json"]  # fmt: skip
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # 1: the gate failed
+        known.write_text(done.stdout, encoding="utf-8")
+    return json.loads(known.read_text(encoding="utf-8"))["runtimes"]
 
 
 def failed_of(bundle: Path) -> Path:

@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--runtime", metavar="NAME", action="append", default=[],
-        help="onnxruntime, openvino, onnxruntime-cuda, unfused or rounding (repeatable; default: those of the export)",
+        help="onnxruntime, openvino, openvino-bf16, onnxruntime-cuda, unfused, rounding (repeatable; default: those of "
+        "the export)",
     )  # fmt: skip
     parser.add_argument("--threads", metavar="N", type=int, help="of the runtimes (default: all cores)")
     parser.add_argument("--out", metavar="DIR", help="write parity.md and its pictures there")

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from kcdp.errors import KcdpError, nearest
-from kcdp.export.running.compiled import CompiledGraph
+from kcdp.export.running.compiled import CompiledGraph, HalvedGraph
 from kcdp.export.running.runner import Runner
 from kcdp.export.running.sessions import CudaSession, RoundingSession, Session, UnfusedSession
 
@@ -32,8 +32,8 @@ class Runtime(Protocol):
 #: name -> class. The last two are no runtimes of a device, but ONNX Runtime on a processor with a rewritten copy:
 #: operators fused for CUDA written out, and half precision rounded as a GPU does.
 RUNTIMES: Mapping[str, Runtime] = MappingProxyType({
-    "onnxruntime": Session, "openvino": CompiledGraph, "onnxruntime-cuda": CudaSession, "unfused": UnfusedSession,
-    "rounding": RoundingSession,
+    "onnxruntime": Session, "openvino": CompiledGraph, "openvino-bf16": HalvedGraph, "onnxruntime-cuda": CudaSession,
+    "unfused": UnfusedSession, "rounding": RoundingSession,
 })  # fmt: skip
 
 

@@ -29,7 +29,9 @@ def run(name, path, precision="float32"):
 
 
 def test_names_and_what_is_missing(monkeypatch):
-    assert set(RUNTIMES) == {"onnxruntime", "openvino", "onnxruntime-cuda", "unfused", "rounding"}
+    assert set(RUNTIMES) == {
+        "onnxruntime", "openvino", "openvino-bf16", "onnxruntime-cuda", "unfused", "rounding",
+    }  # fmt: skip
     assert {"onnxruntime", "unfused", "rounding"} <= set(available()) <= set(RUNTIMES)
     with pytest.raises(KcdpError, match="runtime 'onnx-runtime' \\(did you mean 'onnxruntime'\\?\\); expected one of"):
         open_runner("onnx-runtime", "model.onnx")
@@ -137,6 +139,17 @@ class TestOpenVino:
         assert failures == [] and any(name.split()[1] in ("int8", "uint8") for name in facts["products"])
         _, _, failures = run("openvino", write_graph(tmp_path / "model.onnx"), "int8")
         assert failures[0].startswith("no product runs in integers (")
+
+
+    def test_the_rest_of_an_integer_graph_in_bfloat16(self, tmp_path):
+        self.has_bfloat16()
+        path = write_graph(tmp_path / "int8.onnx", quantised=True)
+        logits, facts, failures = run("openvino-bf16", path, "int8")
+        assert failures == [] and facts["type"] == "bfloat16"
+        assert any(name.split()[1] in ("int8", "uint8") for name in facts["products"])
+        assert 0 < np.abs(logits - run("openvino", path, "int8")[0]).max() < 0.5
+        _, _, failures = run("openvino-bf16", write_graph(tmp_path / "model.onnx"), "float32")
+        assert "run in half precision, expected none" in failures[0]
 
 
 class TestRounding:

@@ -110,6 +110,23 @@ class CompiledGraph(Runner):
         return {"version": version, "place": "CPU", "threads": self.threads, "type": _DTYPES[self.hint]}
 
 
+class HalvedGraph(CompiledGraph):
+    """The same with bfloat16 for whatever the graph computes in float32: OpenVINO's own default where the processor has
+    it, so that it is what an app gets that opens an int8 graph and says nothing."""
+
+    name = "openvino-bf16"
+
+    @classmethod
+    def absent(cls) -> KcdpError | None:
+        reason = super().absent()
+        if reason is None and not cls.has_bfloat16():
+            reason = KcdpError(f"the runtime {cls.name!r}: this processor has no bfloat16", "AVX-512 bf16 or AMX")
+        return reason
+
+    def _asked(self, typed: bool) -> str:
+        return "f32" if typed else "bf16"
+
+
 def _ports(values: Sequence[Any], named: Sequence[ir.Value]) -> tuple[Port, ...]:
     """A value may have several names here, the one of the file and that of a node that was merged into it."""
     ports = []
