@@ -67,16 +67,21 @@ def one(args: argparse.Namespace, work: Path, target: str, precision: str) -> di
                 "islands": len(manifest.precision) - 1, "fused": export["fused"]}  # fmt: skip
     except ParityError as error:
         parity = error.report.to_dict()
-    runtimes = {found["runtime"]: worst(found) for found in parity["runtimes"]}
+    runtimes = {found["runtime"]: worst(found) for found in parity["runtimes"] if answered(found)}
     return row | {
         "passed": parity["passed"], "failures": parity["failures"], "seconds": time.perf_counter() - start,
         "pictures": parity["pictures"], "runtimes": runtimes,
     }  # fmt: skip
 
 
+def answered(runtime: dict[str, Any]) -> list[dict[str, Any]]:
+    """Batch sizes that gave logits; none where the runtime cannot open the graph."""
+    return [run for run in runtime["batch_sizes"].values() if run["logits"] is not None]
+
+
 def worst(runtime: dict[str, Any]) -> dict[str, float]:
     """Over the batch sizes."""
-    runs = [run for run in runtime["batch_sizes"].values() if run["logits"] is not None]
+    runs = answered(runtime)
     cosines = [level["cosine"] for run in runs for level in run.get("levels", {}).values()]
     return {
         "decisions": min(run["decisions"]["agree"] for run in runs),

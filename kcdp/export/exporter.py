@@ -50,7 +50,10 @@ class ParityError(KcdpError):
     def __init__(self, report: ParityReport, kept: Path | None = None) -> None:
         first, more = report.failures[0], len(report.failures) - 1
         fix = "no bundle was written; " + ("" if kept is None else f"look at {kept / 'parity.md'}; ")
-        if report.precision == "float32":
+        unable = [runtime.name for runtime in report.runtimes if not runtime.runs]
+        if unable:
+            fix += f"{unable[0]} does not run this graph: export it for another target, or in another precision"
+        elif report.precision == "float32":
             fix += "report this model and the versions of torch, onnx and onnxruntime"
         else:
             fix += f"this model does not bear {report.precision}: export it in a finer precision, fp32 being the finest"
@@ -274,7 +277,7 @@ def _rewrite(job: _Job, device: DeviceModel, images: np.ndarray) -> list[PassRow
 
 def _narrow(job: _Job, model: ir.Model, images: np.ndarray, reference: Reference) -> Narrowed:
     feeds = []
-    if job.options.precision not in ("fp32", "w8") and (job.options.precision != "bf16" or job.target.typed_bfloat16):
+    if job.options.precision != "fp32" and (job.options.precision != "bf16" or job.target.typed_bfloat16):
         effort = effort_for(model)
         chosen = calibration_pictures(job.options.calibration, job.checkpoint.config.data, effort.pictures)
         measured = job.spec.apply_batch([chosen.image(i) for i in range(len(chosen))])

@@ -10,11 +10,12 @@ import numpy as np
 import onnx_ir as ir
 
 from kcdp.export.precision.calibration import Feed, effort_for, split_feeds
+from kcdp.export.precision.layers import find_layers
 from kcdp.export.precision.ranges import measure_ranges
 from kcdp.export.precision.sensitivity import make_plan
 from kcdp.export.precision.stored_half import store_bfloat16
 from kcdp.export.precision.typed import to_half
-from kcdp.export.precision.weight_only import quantize_weights
+from kcdp.export.precision.weight_only import too_small
 from kcdp.export.targets import Target
 
 HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -57,14 +58,14 @@ def narrow(model: ir.Model, target: Target, precision: str, feeds: Sequence[Feed
         islands = half.islands
         line = f"  {len(islands)} float32 islands, {half.casts} casts"
         return Narrowed(half.precision_map(), half.to_dict(), (line,))
+    calibrating, held_out = split_feeds(_joined(feeds), effort_for(model).batch)
     if precision == "w8":
-        report = quantize_weights(model)
-        default = "int8-weights"
+        left = too_small(find_layers(model.graph))
+        plan, default = make_plan(model, [], held_out, activations="", skip=left, progress=progress), "int8-weights"
     else:
-        calibrating, held_out = split_feeds(_joined(feeds), effort_for(model).batch)
         plan = make_plan(model, calibrating, held_out, activations=target.activations, progress=progress)
-        report = plan.apply(model)
         default = "int8"
+    report = plan.apply(model)
     left = {row.name: "float32" for row in report.rows if not row.quantised}
     line = f"  {report.quantised} of {len(report.rows)} layers in 8 bits, weights {report.bytes_after / 1e6:.1f} MB"
     return Narrowed(

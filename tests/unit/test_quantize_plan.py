@@ -29,6 +29,7 @@ from kcdp.export.precision.layers import find_layers
 from kcdp.export.precision.quantize import ACTIVATIONS, quantize
 from kcdp.export.precision.sensitivity import Bench, Setting, make_plan
 from kcdp.export.precision.simulation import compare_layers
+from kcdp.export.precision.weight_only import too_small
 from kcdp.export.tracing import keep_outputs, trace
 from kcdp.models.build import build_model
 from kcdp.settings import DataConfig
@@ -96,6 +97,26 @@ def test_the_plan_is_applied_as_it_was_measured():
     assert "| `second` | Gemm | 1024 |" in report.table().splitlines()[2], "the worst comes first"
     (row,) = (row for row in report.to_dict()["rows"] if not row["quantised"])
     assert row["name"] == "second" and row["snr_db"] < 10
+
+
+def test_weights_alone_are_planned_too():
+    model, (_, held_out) = chain(3000.0), inputs()
+    want = np.concatenate([open_session(model).run(["logits"], feed)[0] for feed in held_out])
+    plan = make_plan(model, [], held_out, activations="", skip=too_small(find_layers(model.graph)), target_db=25.0,
+                     effort=SMALL)  # fmt: skip
+    assert set(plan.skip) == {"first", "second", "last"} and plan.skip["last"] == "fewer than 1024 weights"
+    assert plan.trials[0].snr_db < 20 and plan.trials[-1].snr_db > 25
+    assert plan.trials[-1].float_share == pytest.approx((512 + 1024 + 192) / (512 + 5 * 1024 + 192)), "of the weights"
+    report = plan.apply(model)
+    kinds = [node.op_type for node in model.graph]
+    assert kinds.count("DequantizeLinear") == report.quantised == len(report.rows) - 3 and "QuantizeLinear" not in kinds
+    assert "weights alone; 3 layers" in report.notes[-1] and "of the weights) in float32" in report.notes[-1]
+    got = np.concatenate([open_session(model).run(["logits"], feed)[0] for feed in held_out])
+    want, got = (logits - logits.mean(axis=1, keepdims=True) for logits in (want, got))
+    typical = np.exp(np.log(((got - want) ** 2).sum(axis=1)).mean()) / (want**2).sum(axis=1).mean()
+    assert -10 * np.log10(typical) == pytest.approx(plan.trials[-1].snr_db, abs=0.1), "nothing else is rounded"
+    even = make_plan(chain(1.0), [], held_out, activations="", target_db=25.0, effort=SMALL)
+    assert not even.skip and even.trials[-1].snr_db > 25
 
 
 def test_layers_are_left_out_until_the_target_is_met_and_no_more_than_a_share(monkeypatch):

@@ -52,6 +52,7 @@ class ActivationType:
         symmetric: the zero point is 0 (TensorRT knows no other).
         answers: the answers of convolutions are rounded too.
         integer_bias: biases are int32; False leaves them in float32.
+        rounds: False: activations stay as they are.
     """
 
     dtype: ir.DataType
@@ -60,6 +61,11 @@ class ActivationType:
     symmetric: bool = False
     answers: bool = True
     integer_bias: bool = True
+    rounds: bool = True
+
+    def rounded_in(self, layer: Layer) -> tuple[str, ...]:
+        """Names of the values around a layer that need a range."""
+        return layer.quantised_values if self.rounds else ()
 
     def parameters(self, interval: Interval) -> tuple[np.ndarray, np.ndarray]:
         """Scale (float32 []) and zero point (the type, []) for which the real 0 is exact and nothing is cut off.
@@ -85,6 +91,8 @@ ACTIVATIONS: Mapping[str, ActivationType] = {
     "int8": ActivationType(ir.DataType.INT8, -127, 127, symmetric=True, answers=False, integer_bias=False),
     "uint16": ActivationType(ir.DataType.UINT16, 0, 65535),
 }
+#: For 8-bit weights alone.
+UNTOUCHED = ActivationType(ir.DataType.FLOAT, 0, 0, answers=False, integer_bias=False, rounds=False)
 #: From this operator set on QuantizeLinear knows 16 bits; before, ONNX Runtime's operator of the same name does.
 WIDE_OPSET = 21
 WIDE_DOMAIN = "com.microsoft"

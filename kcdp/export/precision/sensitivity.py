@@ -22,7 +22,14 @@ from tqdm import tqdm
 from kcdp.errors import KcdpError
 from kcdp.export.precision.calibration import METHODS, Effort, Feed, Interval, collect, effort_for
 from kcdp.export.precision.layers import Layer, QuantReport, check_names, find_layers, name_of
-from kcdp.export.precision.quantize import ACTIVATIONS, FULL_RANGE, REDUCED_RANGE, ActivationType, quantize
+from kcdp.export.precision.quantize import (
+    ACTIVATIONS,
+    FULL_RANGE,
+    REDUCED_RANGE,
+    UNTOUCHED,
+    ActivationType,
+    quantize,
+)
 from kcdp.export.precision.simulation import (
     ON,
     SCALES,
@@ -31,6 +38,7 @@ from kcdp.export.precision.simulation import (
     compare_layers,
     switched_session,
 )
+from kcdp.export.precision.weight_only import quantize_weights
 
 #: Signal to noise of a typical picture's logits, in dB, that is aimed at. Measured with the edge preset on 500 faces,
 #: so many got the same answer as in float32: 97.8 % at 31.5 dB, 98.2 % at 35, 99.0 % at 37 to 38, 99.6 % at 43.
@@ -58,13 +66,17 @@ class Setting:
     ranges: Mapping[str, Interval]
 
 
+WEIGHTS = Setting("weights alone", {})
+
+
 @dataclass(frozen=True)
 class Trial:
     """A set of quantised layers, run on the held-out pictures.
 
     Attributes:
         left_out: how many layers were in float32.
-        float_share: share of the multiplications in float32; of the layers, while those are not known.
+        float_share: share of the multiplications in float32, or, where only weights are quantised, of those; of the
+            layers, while multiplications are not known.
         snr_db: of a typical picture's logits.
         decisions: share of pictures with the same strongest class as in float32.
     """
@@ -76,7 +88,8 @@ class Trial:
     decisions: float
 
     def describe(self) -> str:
-        return (f"{self.setting.method}; {self.left_out} layers ({self.float_share:.1%} of the work) in float32: "
+        of = "work" if self.setting.ranges else "weights"
+        return (f"{self.setting.method}; {self.left_out} layers ({self.float_share:.1%} of the {of}) in float32: "
                 f"logits {self.snr_db:.1f} dB, decisions {self.decisions:.2%}")  # fmt: skip
 
 
@@ -85,6 +98,7 @@ class Plan:
     """How a graph is to be quantised.
 
     Attributes:
+        activations: a key of ``ACTIVATIONS``; empty: only weights are quantised.
         skip: layer name -> why it stays in float32.
         snr_db: layer name -> signal to noise of its answer alone.
         effect_db: layer name -> signal to noise of the logits by it alone.
@@ -105,7 +119,7 @@ class Plan:
         report = quantize(
             model, self.setting.ranges, activations=self.activations, skip=self.skip,
             reduce_range=self.reduce_range,
-        )  # fmt: skip
+        ) if self.activations else quantize_weights(model, skip=self.skip)  # fmt: skip
         rows = [replace(row, snr_db=self.snr_db.get(row.name), effect_db=self.effect_db.get(row.name))
                 for row in report.rows]  # fmt: skip
         last = self.trials[-1].snr_db
@@ -121,7 +135,7 @@ def make_plan(
     held_out: Sequence[Feed],
     *,
     activations: str = "uint8",
-    skip: Collection[str] = frozenset(),
+    skip: Mapping[str, str] | Collection[str] = frozenset(),
     reduce_range: bool = False,
     target_db: float = TARGET_DB,
     effort: Effort | None = None,
@@ -133,7 +147,8 @@ def make_plan(
         model: is not changed; its first output is the logits, [N, classes].
         feeds: batches to calibrate on.
         held_out: batches that all choices are measured on.
-        skip: layers that stay in float32 whatever is measured.
+        activations: a key of ``ACTIVATIONS``; empty: only weights are quantised, and nothing is calibrated.
+        skip: layers that stay in float32 whatever is measured, with the reason where it is a mapping.
         target_db: signal to noise of the logits to reach.
         effort: how much to measure; None: what the graph's size allows.
 
@@ -145,26 +160,28 @@ def make_plan(
     if not layers:
         raise KcdpError("the graph has no layer with weights", fix="quantise the exported model")
     effort = effort or effort_for(model)
-    kind, limit = ACTIVATIONS[activations], REDUCED_RANGE if reduce_range else FULL_RANGE
-    names = {name for layer in layers for name in layer.quantised_values}
+    kind = ACTIVATIONS[activations] if activations else UNTOUCHED
+    limit = REDUCED_RANGE if reduce_range else FULL_RANGE
+    names = {name for layer in layers for name in kind.rounded_in(layer)}
     calibration = collect(model, names, feeds, progress=progress)  # its session is closed before the next one opens
     bench = Bench(model, layers, kind, limit, held_out)
     asked = np.array([layer.name in skip for layer in layers])
     levels = kind.high - kind.low + 1
-    tried = [bench.trial(Setting(method, calibration.ranges(method, levels)), ~asked) for method in METHODS]
+    settings = [Setting(method, calibration.ranges(method, levels)) for method in METHODS] if kind.rounds else [WEIGHTS]
+    tried = [bench.trial(setting, ~asked) for setting in settings]
     best = max(tried, key=lambda trial: trial.snr_db)
     setting = best.setting
     noise, bench.work = compare_layers(model, kind, limit, setting.ranges, held_out)
     floor = ~asked & (noise > _ratio(FLOOR_DB)) & (bench.cost < FLOAT_SHARE)
     effects = bench.effects(setting, ~asked & ~floor, noise, effort.trials, progress)
-    first = (
-        bench.trial(setting, ~asked & ~floor) if floor.any() else replace(best, float_share=bench.share[asked].sum())
-    )
+    first = replace(best, float_share=float(bench.share[asked].sum()))
+    if floor.any():
+        first = bench.trial(setting, ~asked & ~floor)
     left, search = _search(bench, first, asked | floor, effects, target_db)
     reasons = {}
     for i, layer in enumerate(layers):
         if asked[i]:
-            reasons[layer.name] = "asked for"
+            reasons[layer.name] = skip[layer.name] if isinstance(skip, Mapping) else "asked for"
         elif floor[i]:
             reasons[layer.name] = f"its answer has {_decibels(noise[i]):.1f} dB alone, needed {FLOOR_DB:.0f}"
         elif left[i]:
@@ -224,6 +241,7 @@ class Bench:
 
     Attributes:
         work: multiplications of each layer for a picture, [L]; all alike until they are known.
+        parameters: weights of each layer, [L].
     """
 
     def __init__(
@@ -231,6 +249,7 @@ class Bench:
     ) -> None:
         self.layers, self.kind, self.limit, self.feeds = layers, kind, limit, feeds
         self.work = np.ones(len(layers))
+        self.parameters = np.array([layer.parameters for layer in layers], np.float64)
         self.session, self.values = switched_session(model, kind, limit)
         self.logits = name_of(model.graph.outputs[0])
         nothing = Setting("", dict.fromkeys(self.values, Interval(-1.0, 1.0)))
@@ -240,20 +259,22 @@ class Bench:
 
     @property
     def share(self) -> np.ndarray:
-        """Of all multiplications, [L]."""
-        share: np.ndarray = self.work / self.work.sum()
+        """Of all multiplications, or of all weights where only those are quantised, [L]."""
+        work = self.work if self.kind.rounds else self.parameters
+        share: np.ndarray = work / work.sum()
         return share
 
     @property
     def cost(self) -> np.ndarray:
         """Of a layer in float32, [L]: its share of the multiplications or of the weights, whichever is more."""
-        weights = np.array([layer.parameters for layer in self.layers], np.float64)
-        return np.maximum(self.share, weights / weights.sum())
+        return np.maximum(self.share, self.parameters / self.parameters.sum())
 
     def run(self, setting: Setting, quantised: np.ndarray) -> np.ndarray:
         """Logits float64 [N, classes] with some layers quantised, bool [L]."""
-        scales, zeros = zip(*(self.kind.parameters(setting.ranges[name]) for name in self.values), strict=True)
-        more = {ON: quantised, SCALES: np.stack(scales), ZEROS: np.stack(zeros)}
+        more = {ON: quantised}
+        if self.values:
+            scales, zeros = zip(*(self.kind.parameters(setting.ranges[name]) for name in self.values), strict=True)
+            more |= {SCALES: np.stack(scales), ZEROS: np.stack(zeros)}
         parts = [self.session.run([self.logits], {**feed, **more})[0] for feed in self.feeds]
         return np.concatenate(parts).astype(np.float64)
 

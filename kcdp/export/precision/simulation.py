@@ -43,7 +43,7 @@ def compare_layers(
         twin = Twin(layer, kind, probe, limit, f"kcdp.{i}")
         twin.build({name: [add_constant(graph, f"kcdp.{i}.round{j}.{k}", part)
                            for k, part in enumerate(kind.parameters(ranges[name]))]
-                    for j, name in enumerate(layer.quantised_values)})  # fmt: skip
+                    for j, name in enumerate(kind.rounded_in(layer))})  # fmt: skip
         parts = (
             twin.apply("ReduceSumSquare", [twin.apply("Sub", [twin.result, layer.answer])], keepdims=0),
             twin.apply("ReduceSumSquare", [layer.answer], keepdims=0),
@@ -61,11 +61,14 @@ def compare_layers(
 
 
 def switched_session(model: ir.Model, kind: ActivationType, limit: int) -> tuple[Any, list[str]]:
-    """A session in which every layer is an If, and the values that have a scale, in the order of the inputs."""
+    """A session in which every layer is an If, and the values that have a scale, in the order of the inputs.
+
+    Where activations are not rounded there is no such value, and the graph has no inputs for them.
+    """
     switched = model.clone()
     graph = switched.graph
     layers = find_layers(graph)
-    values = sorted({name for layer in layers for name in layer.quantised_values})
+    values = sorted({name for layer in layers for name in kind.rounded_in(layer)})
     on, scales, zeros = (
         ir.Value(name=name, shape=ir.Shape([length]), type=ir.TensorType(dtype))
         for name, length, dtype in (
@@ -73,14 +76,14 @@ def switched_session(model: ir.Model, kind: ActivationType, limit: int) -> tuple
             (ZEROS, len(values), kind.dtype),
         )
     )  # fmt: skip
-    graph.inputs.extend([on, scales, zeros])
+    graph.inputs.extend([on, scales, zeros] if values else [on])
     for i, layer in enumerate(layers):
 
         def number(name: str, value: Any, i: int = i) -> ir.Value:
             return add_constant(graph, f"kcdp.{i}.{name}", np.array(value, np.int64))
 
         twin = Twin(layer, kind, switched, limit, f"kcdp.{i}")
-        place = {name: number(f"place{j}", values.index(name)) for j, name in enumerate(layer.quantised_values)}
+        place = {name: number(f"place{j}", values.index(name)) for j, name in enumerate(kind.rounded_in(layer))}
         pairs = {name: [twin.apply("Gather", [scales, index]), twin.apply("Gather", [zeros, index])]
                  for name, index in place.items()}  # fmt: skip
         twin.build(pairs)
@@ -141,7 +144,7 @@ class Twin:
         """
         layer = self.layer
         weight = self.apply("DequantizeLinear", self.weight, axis=layer.axis)
-        source = self._round(layer.source, parameters[name_of(layer.source)])
+        source = self._round(layer.source, parameters[name_of(layer.source)]) if self.kind.rounds else layer.source
         copy = _copy(layer.node, [source, weight, *layer.node.inputs[2:]], f"{self.name}.layer")
         self.nodes.append(copy)
         self.result = copy.outputs[0]

@@ -1,6 +1,7 @@
 """8-bit weights alone: the file is a quarter of float32, the arithmetic stays in float.
 
-DequantizeLinear stands in front of each layer. No picture is needed, and answers change little. It saves space on disk
+DequantizeLinear stands in front of each layer. A layer whose weights are many times larger for some inputs than for
+others loses the smaller ones, which pictures alone show: ``kcdp.export.precision.sensitivity``. It saves space on disk
 and on the way to a device; whether it saves memory or time there is up to the runtime, and most unpack on loading.
 """
 
@@ -33,13 +34,15 @@ BLOCK_OPSET, HALF_OPSET = 21, 19
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 
-def quantize_weights(model: ir.Model, *, block: int | None = None, skip: Collection[str] = frozenset()) -> QuantReport:
+def quantize_weights(
+    model: ir.Model, *, block: int | None = None, skip: Mapping[str, str] | Collection[str] = frozenset()
+) -> QuantReport:
     """Store the weights of a float32 or float16 graph in int8, in place.
 
     Args:
         block: so many weights of a MatMul or Gemm, along what is summed over, share a scale; None, and everywhere
             else: one scale for each output channel.
-        skip: names of layers to leave as they are.
+        skip: names of layers to leave as they are, with the reason where it is a mapping.
 
     Raises:
         KcdpError: no layer has such a name, or the graph's operator set has no blocks, or none in half precision.
@@ -52,10 +55,10 @@ def quantize_weights(model: ir.Model, *, block: int | None = None, skip: Collect
         raise KcdpError(f"8-bit weights of this kind in operator set {opset}", f"{needed} or newer")
     before, rows = weight_bytes(model.graph), []
     made: dict[tuple[ir.Value, int], ir.Value] = {}
+    reasons = skip if isinstance(skip, Mapping) else dict.fromkeys(skip, "asked for")
+    left = {**too_small(layers), **reasons}
     for layer in layers:
-        why = "asked for" if layer.name in skip else ""
-        if layer.parameters < LEAST_WEIGHTS:
-            why = why or f"fewer than {LEAST_WEIGHTS} weights"
+        why = left.get(layer.name, "")
         if not why:
             key = (layer.weight, layer.axis)
             if key not in made:
@@ -64,6 +67,12 @@ def quantize_weights(model: ir.Model, *, block: int | None = None, skip: Collect
         rows.append(LayerRow(layer.name, layer.kind, layer.parameters, not why, why))
     drop_unread(model.graph)
     return QuantReport("", tuple(rows), before, weight_bytes(model.graph))
+
+
+def too_small(layers: Collection[Layer]) -> dict[str, str]:
+    """Names of layers that are not worth it, and why."""
+    why = f"fewer than {LEAST_WEIGHTS} weights"
+    return {layer.name: why for layer in layers if layer.parameters < LEAST_WEIGHTS}
 
 
 def _any_half(layers: Collection[Layer]) -> bool:
