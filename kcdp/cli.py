@@ -51,6 +51,14 @@ def guarded(function: Callable[[], int]) -> int:
         return EXIT_USER_ERROR
 
 
+def say(text: str) -> None:
+    """One line for the terminal. Work goes on where its reader has gone away (``| head``)."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run_module(module: str, prog: str, description: str, argv: Sequence[str] | None = None) -> int:
     """Parse ``argv`` with one command's arguments and run it (for ``python -m kcdp.export`` and its kin).
 

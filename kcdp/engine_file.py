@@ -19,7 +19,7 @@ from kcdp.errors import KcdpError, require
 from kcdp.files import atomic_file, read_json, sha256_file, write_json
 from kcdp.gpu import Gpu, find_gpu
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SUFFIX = ".engine"
 
 #: package -> the module it is imported as.
@@ -29,6 +29,10 @@ _RTX_SYSTEMS = frozenset({"linux-x86_64", "windows-x86_64"})
 #: The oldest compute capability of a portable engine of tensorrt-rtx (Ampere).
 _PORTABLE_FROM = (8, 0)
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class EngineKey:
     @property
     def digest(self) -> str:
         """SHA-256 of the fields above; spaces and the order of keys do not count."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return _digest(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,8 @@ class EngineDescription:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; ``from_dict`` is the inverse."""
-        return {"format_version": FORMAT_VERSION, **asdict(self), "digest": self.key.digest}
+        data = {"format_version": FORMAT_VERSION, **asdict(self)}
+        return {**data, "digest": _digest(data)}
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> EngineDescription:
@@ -124,8 +129,8 @@ class EngineDescription:
             })  # fmt: skip
         except (KeyError, TypeError) as error:
             raise KcdpError(f"{where} has a damaged key ({error!r})", fix=fix) from None
-        if key.digest != data["digest"] or key.package not in MODULES:
-            raise KcdpError(f"{where} was changed or damaged: its key does not match its digest", fix=fix)
+        if data["digest"] != _digest({name: data[name] for name in names - {"digest"}}) or key.package not in MODULES:
+            raise KcdpError(f"{where} was changed or damaged: its contents do not match its digest", fix=fix)
         rest = {name: data[name] for name in names - {"format_version", "digest", "key", "labels"}}
         return cls(key=key, labels=tuple(data["labels"]), **rest)
 
@@ -164,7 +169,7 @@ def model_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
 
 def sidecar(path: Path) -> Path:
     """The JSON file beside an engine."""
-    return path.with_suffix(".json")
+    return path.with_name(f"{path.name}.json")
 
 
 def write_engine(path: Path, engine: memoryview, description: EngineDescription) -> None:

@@ -70,6 +70,7 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, marker: str | tu
         with _writing(path):
             yield temporary
             temporary.chmod(0o777 & ~_umask())
+            check_replaceable(path, overwrite, (marker,) if isinstance(marker, str) else marker)  # meanwhile, too
             if path.exists():
                 path.replace(retired)
             temporary.replace(path)
@@ -79,6 +80,15 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, marker: str | tu
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raises KcdpError now where a folder or file at ``path`` could not be made later."""
+    above = Path(os.path.realpath(path)).parent
+    while not os.path.lexists(above) and above != above.parent:
+        above = above.parent
+    with _writing(path), tempfile.TemporaryDirectory(prefix=".kcdp-", dir=above):
+        pass
 
 
 def check_replaceable(path: Path, overwrite: bool, markers: tuple[str, ...]) -> None:

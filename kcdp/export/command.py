@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 
+from kcdp.cli import say
 from kcdp.errors import require
 from kcdp.export.targets import PRECISIONS, TARGETS
 from kcdp.training import PACKAGES
@@ -57,10 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from kcdp.export.exporter import ExportOptions, ParityError, export_run
     from kcdp.export.passes.registry import NAMES
     from kcdp.training.checkpoint import find_checkpoint, load_checkpoint
-
-    def say(line: str) -> None:
-        if not args.json:
-            print(line, flush=True)
+    from kcdp.training.interrupts import interrupts_raise
 
     options = ExportOptions(
         args.target, args.precision, args.knowledge, args.text, args.size, args.batch,
@@ -70,10 +68,11 @@ def run(args: argparse.Namespace) -> int:
     data = load_checkpoint(find_checkpoint(args.run)).config.data
     pictures = check_pictures(args.check_images, data)
     try:
-        bundle = export_run(
-            args.run, args.out, pictures, options, overwrite=args.overwrite, keep_failed=args.keep_failed, say=say,
-            progress=sys.stderr.isatty(),
-        )  # fmt: skip
+        with interrupts_raise():
+            bundle = export_run(
+                args.run, args.out, pictures, options, overwrite=args.overwrite, keep_failed=args.keep_failed,
+                say=(lambda line: None) if args.json else say, progress=sys.stderr.isatty(),
+            )  # fmt: skip
     except ParityError as error:
         print(f"kcdp: error: {error}", file=sys.stderr)
         if args.json:
@@ -84,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(facts))
         return 0
     signature = f"{', '.join(facts['inputs'])} -> {', '.join(facts['outputs'])}"
-    print(f"{facts['bundle']}: {facts['bytes'] / 1e6:.1f} MB, {signature}")
-    print(f"next: {next_command(facts['bundle'], facts['target'], facts['knowledge'])}")
+    say(f"{facts['bundle']}: {facts['bytes'] / 1e6:.1f} MB, {signature}")
+    say(f"next: {next_command(facts['bundle'], facts['target'], facts['knowledge'])}")
     return 0
 
 

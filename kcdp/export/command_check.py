@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kcdp.bundle import Bundle, Manifest
+from kcdp.bundle import MANIFEST, Bundle, Manifest
 from kcdp.errors import KcdpError, require
-from kcdp.files import make_folder, sha256_file
+from kcdp.files import check_writable, make_folder, sha256_file
 from kcdp.training import PACKAGES
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     for package in (*PACKAGES, "onnx", "onnx_ir", "onnxruntime"):
         require(package, "export")
     from kcdp.export.check_pictures import check_pictures, preparation
+    from kcdp.export.command import next_command
     from kcdp.export.knowledge_choice import sample_knowledge
     from kcdp.export.parity import BATCH_SIZES, Gate, run_gate
     from kcdp.export.parity_page import write_parity_page
@@ -50,6 +51,10 @@ def run(args: argparse.Namespace) -> int:
     from kcdp.models.kadap import Kadap
     from kcdp.training.checkpoint import find_checkpoint, load_model
 
+    if args.out is not None and (Path(args.out) / MANIFEST).exists():
+        raise KcdpError(f"--out {args.out} is a bundle, which is sealed", "another folder")
+    if args.out is not None:
+        check_writable(Path(args.out) / "parity.md")
     bundle = Bundle.open(args.bundle)
     manifest = bundle.manifest
     for name in args.runtime:
@@ -87,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     print(report.summary())
     print(f"parity gate {'passed' if report.passed else 'FAILED'}")
     if report.passed:
-        print(f"next: kcdp tag PICTURES --model {args.bundle}")
+        print(f"next: {next_command(args.bundle, manifest.target, manifest.knowledge['mode'])}")
     else:
         print(f"next: python -m kcdp.export {args.run} --out NAME.kcdp, and compare the versions of the runtimes")
     return 0 if report.passed else 1

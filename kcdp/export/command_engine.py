@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from kcdp.bundle import Bundle
+from kcdp.cli import say
 from kcdp.engine_file import MODULES, sidecar
 from kcdp.errors import KcdpError
 from kcdp.export.engine.batches import BatchRange
@@ -19,6 +20,10 @@ from kcdp.export.engine.store import ENVIRONMENT, cache_folder
 from kcdp.export.engine.tool_line import try_line
 from kcdp.export.engine.true_types import EngineTypeError
 from kcdp.gpu import find_gpu
+from kcdp.training.interrupts import interrupts_raise
+
+#: MiB: a tebibyte.
+MOST_WORKSPACE = 1 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build; 0 when the engine is there, 1 when its types are not what the bundle says."""
     batches = None if args.profile is None else BatchRange.parse(args.profile)
-    if args.workspace is not None and args.workspace < 1:
-        raise KcdpError(f"--workspace {args.workspace}", "a number of MiB above 0")
+    if args.workspace is not None and not 1 <= args.workspace <= MOST_WORKSPACE:
+        raise KcdpError(f"--workspace {args.workspace}", f"a number of MiB from 1 to {MOST_WORKSPACE}")
     bundle = Bundle.open(args.bundle)
     if batches is None and bundle.manifest.export.get("profile"):
         batches = BatchRange(*bundle.manifest.export["profile"])
@@ -57,12 +62,13 @@ def run(args: argparse.Namespace) -> int:
     package = open_package(args.package, gpu, tuple(args.capability))
     capabilities = check_capabilities(args.capability, package.module) if args.capability else ()
     try:
-        made = make_engine(
-            bundle, package, BuildOptions(batches, capabilities, args.workspace), cache_folder(args.cache), gpu=gpu,
-            out=None if args.out is None else Path(args.out), overwrite=args.overwrite, rebuild=args.rebuild,
-            allow_float32=args.allow_float32, say=lambda line: None if args.json else print(line, flush=True),
-            progress=sys.stderr.isatty(),
-        )  # fmt: skip
+        with interrupts_raise():
+            made = make_engine(
+                bundle, package, BuildOptions(batches, capabilities, args.workspace), cache_folder(args.cache), gpu=gpu,
+                out=None if args.out is None else Path(args.out), overwrite=args.overwrite, rebuild=args.rebuild,
+                allow_float32=args.allow_float32, say=lambda line: None if args.json else say(line),
+                progress=sys.stderr.isatty(),
+            )  # fmt: skip
     except EngineTypeError as error:
         print(f"kcdp: error: {error}", file=sys.stderr)
         if args.json:

@@ -14,7 +14,6 @@ from kcdp.export.facts import code_revision, producers
 from kcdp.export.knowledge_choice import KnowledgeChoice
 from kcdp.export.targets import Batch, Target
 from kcdp.export.text_graph import describe_text
-from kcdp.files import sha256_file
 from kcdp.graph import GraphSpec
 from kcdp.labels import LABELS
 from kcdp.preprocess import PreprocessSpec
@@ -22,13 +21,13 @@ from kcdp.training.checkpoint import Checkpoint
 
 
 def first_manifest(
-    path: Path, checkpoint: Checkpoint, spec: PreprocessSpec, graph: GraphSpec, choice: KnowledgeChoice,
+    file: str, digest: str, checkpoint: Checkpoint, spec: PreprocessSpec, graph: GraphSpec, choice: KnowledgeChoice,
     *, target: Target, batch: Batch, precision: Mapping[str, str], opset: int, scaling: dict[str, Any],
 ) -> Manifest:  # fmt: skip
     """A manifest without what only the gate and the finished files tell.
 
     Args:
-        path: the checkpoint's file.
+        file, digest: name and SHA-256 of the checkpoint that was loaded.
         precision: {"default": ...}, with exceptions by node name.
         opset: of the graph.
         scaling: of the pictures, where the graph does not do it; see ``scaling_of``.
@@ -51,7 +50,7 @@ def first_manifest(
         target=target.name,
         opset=opset,
         producers=producers(),
-        source={"checkpoint": path.name, "sha256": sha256_file(path), "revision": code_revision()},
+        source={"checkpoint": file, "sha256": digest, "revision": code_revision()},
         scaling=scaling,
         configuration=config.to_dict(),
         training={

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +21,19 @@ from kcdp.export.device.model import DeviceModel, ReferenceModel
 from kcdp.export.fusions import registry as fusions
 from kcdp.export.knowledge_choice import KnowledgeChoice, choose_knowledge, sample_knowledge
 from kcdp.export.narrowing import Narrowed, narrow
+from kcdp.export.options import ExportOptions
 from kcdp.export.parity import Gate, run_gate
 from kcdp.export.parity_page import write_parity_page
 from kcdp.export.parity_report import ParityReport
-from kcdp.export.passes.registry import DEAD_BRANCHES, PassOptions, PassRow, apply_passes, check_names
-from kcdp.export.precision.calibration import calibration_pictures, effort_for, feeds_of, leave_out
+from kcdp.export.passes.registry import DEAD_BRANCHES, PassOptions, PassRow, apply_passes
+from kcdp.export.precision.calibration import Feed, calibration_pictures, effort_for, leave_out, spread
 from kcdp.export.precision.census import census, check_census
 from kcdp.export.reference import Reference
 from kcdp.export.runners import usable
-from kcdp.export.targets import Batch, Target, choose
+from kcdp.export.targets import Batch, Target
 from kcdp.export.text_graph import export_text
 from kcdp.export.tracing import WEIGHTS, drop_dead_branches, keep_outputs, manifest_metadata, save_graph, trace
-from kcdp.files import atomic_folder, make_folder
+from kcdp.files import atomic_folder, check_writable, make_folder, sha256_file
 from kcdp.graph import tagging_graph
 from kcdp.models.kadap import Kadap
 from kcdp.preprocess import PreprocessSpec
@@ -68,36 +69,6 @@ class ParityError(KcdpError):
         self.report = report
 
 
-@dataclass(frozen=True)
-class ExportOptions:
-    """What is to be made of a run.
-
-    Attributes:
-        target, precision: see ``kcdp.export.targets``.
-        knowledge: "input", "constant" or "implicit"; None: as the run has it.
-        text: the one text of "constant" knowledge of a run that is told by captions.
-        size: side of the pictures; None: that of the training.
-        batch: a number, or MIN:OPT:MAX; None: free.
-        skip: names of exact passes to leave out.
-        calibration: pictures to measure on; None: training pictures.
-    """
-
-    target: str = "portable"
-    precision: str = "fp32"
-    knowledge: str | None = None
-    text: str | None = None
-    size: int | None = None
-    batch: str | None = None
-    skip: frozenset[str] = field(default_factory=frozenset)
-    calibration: str | None = None
-
-    def resolve(self) -> tuple[Target, Batch]:
-        """Raises KcdpError for a combination that there is not."""
-        target = choose(self.target, self.precision)
-        check_names(self.skip)
-        return target, Batch.parse(self.batch, target)
-
-
 @dataclass
 class _Job:
     """An export under way."""
@@ -112,6 +83,8 @@ class _Job:
     work: Path
     say: Callable[[str], None]
     progress: bool
+    calibration: ImageDataset | None
+    digest: str
 
     @property
     def opset(self) -> int:
@@ -159,10 +132,17 @@ def export_run(
     target, batch = options.resolve()
     check_target(out, overwrite)
     kept = None if keep_failed is None else Path(keep_failed)
-    if kept is not None and os.path.lexists(kept):
-        raise KcdpError(f"--keep-failed {kept} exists already", "a new name", "choose another")
+    if kept is not None:
+        if os.path.lexists(kept):
+            raise KcdpError(f"--keep-failed {kept} exists already", "a new name", "choose another")
+        check_writable(kept)
+    check_writable(Path(out))
     say(f"1/{STEPS} load {run}")
+    file = find_checkpoint(run)
+    digest = sha256_file(file)
     model, checkpoint = load_model(run)
+    if sha256_file(file) != digest:
+        raise KcdpError(f"{file} was replaced while it was read", fix="is it still being trained? run this again")
     if not isinstance(model, Kadap):
         raise KcdpError(
             f"model.network is {checkpoint.config.model.network!r} in {run}",
@@ -170,10 +150,13 @@ def export_run(
         )  # fmt: skip
     choice = choose_knowledge(model, checkpoint.config.model, options.knowledge, options.text)
     spec = sized(checkpoint.config.preprocess, options.size, model.features.size_multiple)
+    calibration = calibration_pictures(options.calibration, checkpoint.config.data) if options.measures else None
     make_folder(out.parent)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as scratch:
-        job = _Job(target, batch, options, model, checkpoint, spec, choice, Path(scratch), say, progress)
-        manifest, reference, report = _make(job, run, check_images)
+        job = _Job(
+            target, batch, options, model, checkpoint, spec, choice, Path(scratch), say, progress, calibration, digest
+        )
+        manifest, reference, report = _make(job, file.name, check_images)
 
         def fill(folder: Path) -> None:
             for pattern in (f"{MODEL}*", f"{TEXT_GRAPH}*", TOKENIZER):
@@ -195,7 +178,7 @@ def export_run(
         return write_bundle(out, manifest, checked, overwrite=overwrite)
 
 
-def _make(job: _Job, run: str | Path, check_images: ImageDataset) -> tuple[Manifest, Reference, ParityReport]:
+def _make(job: _Job, file: str, check_images: ImageDataset) -> tuple[Manifest, Reference, ParityReport]:
     """Everything between loading and writing; the graph stands in the job's folder afterwards."""
     images = job.spec.apply_batch([check_images.image(i) for i in range(len(check_images))])
     job.say(f"2/{STEPS} exact passes")
@@ -225,14 +208,16 @@ def _make(job: _Job, run: str | Path, check_images: ImageDataset) -> tuple[Manif
     job.say(f"4/{STEPS} precision {job.options.precision}")
     narrowed = _narrow(job, model, images, reference)
     fused = _fuse(job, model)
+    present = {"default", *(node.name for node in model.graph)}  # an island may have become part of a fused node
+    precision = {name: dtype for name, dtype in narrowed.precision.items() if name in present}
     counted = census(model)
-    wrong = check_census(counted, narrowed.stored or narrowed.precision["default"], narrowed.precision)
+    wrong = check_census(counted, narrowed.stored or precision["default"], precision)
     if wrong:
         raise KcdpError(f"the graph is not in {job.options.precision}: {wrong[0]}", fix="report this model")
     job.say(counted.text())
     manifest = first_manifest(
-        find_checkpoint(run), job.checkpoint, job.spec, graph, job.choice,
-        target=job.target, batch=job.batch, precision=narrowed.precision, opset=job.opset, scaling=scaling,
+        file, job.digest, job.checkpoint, job.spec, graph, job.choice,
+        target=job.target, batch=job.batch, precision=precision, opset=job.opset, scaling=scaling,
     )  # fmt: skip
     manifest = replace(manifest, export={
         "options": {key: sorted(v) if isinstance(v, frozenset) else v for key, v in vars(job.options).items()},
@@ -248,7 +233,7 @@ def _make(job: _Job, run: str | Path, check_images: ImageDataset) -> tuple[Manif
     del model
     job.say(f"5/{STEPS} parity gate on {len(check_images)} pictures of {check_images.name}")
     temperature = float(manifest.calibration["temperature"])
-    gate = Gate(narrowed.precision["default"], temperature=temperature, progress=job.progress)
+    gate = Gate(precision["default"], temperature=temperature, progress=job.progress)
     report = run_gate(
         reference, job.work / MODEL, graph, gate, runtimes=usable(job.target.runtimes, gate.precision),
         twin=job.work / INSTRUMENTED,
@@ -276,14 +261,12 @@ def _rewrite(job: _Job, device: DeviceModel, images: np.ndarray) -> list[PassRow
 
 
 def _narrow(job: _Job, model: ir.Model, images: np.ndarray, reference: Reference) -> Narrowed:
-    feeds = []
-    if job.options.precision != "fp32" and (job.options.precision != "bf16" or job.target.typed_bfloat16):
-        effort = effort_for(model)
-        chosen = calibration_pictures(job.options.calibration, job.checkpoint.config.data, effort.pictures)
-        measured = job.spec.apply_batch([chosen.image(i) for i in range(len(chosen))])
-        inputs = job.inputs(leave_out(measured, images))
-        feeds = [reference.prepare(dict(feed)) for feed in feeds_of(inputs, job.batch.fixed or effort.batch)]
-    narrowed = narrow(model, job.target, job.options.precision, feeds, job.progress)
+    inputs: Feed = {}
+    if job.calibration is not None:
+        places = spread(len(job.calibration), effort_for(model).pictures)
+        measured = job.spec.apply_batch([job.calibration.image(i) for i in places])
+        inputs = reference.prepare(job.inputs(leave_out(measured, images)))
+    narrowed = narrow(model, job.target, job.options.precision, inputs, job.progress)
     for line in narrowed.lines:
         job.say(line)
     return narrowed

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
-from kcdp.export.precision.calibration import Feed, effort_for, split_feeds
+from kcdp.export.precision.calibration import Feed, effort_for, feeds_of, split_feeds
 from kcdp.export.precision.layers import find_layers
 from kcdp.export.precision.ranges import measure_ranges
 from kcdp.export.precision.sensitivity import make_plan
@@ -19,8 +17,6 @@ from kcdp.export.precision.weight_only import too_small
 from kcdp.export.targets import Target
 
 HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
-#: Pictures that ranges are measured on before a graph is made half precision.
-RANGE_PICTURES = 16
 
 
 @dataclass(frozen=True)
@@ -40,12 +36,13 @@ class Narrowed:
     stored: str = ""
 
 
-def narrow(model: ir.Model, target: Target, precision: str, feeds: Sequence[Feed], progress: bool = False) -> Narrowed:
+def narrow(model: ir.Model, target: Target, precision: str, inputs: Feed, progress: bool = False) -> Narrowed:
     """Rewrite a float32 graph in place.
 
     Args:
         precision: a key of ``kcdp.export.targets.PRECISIONS``.
-        feeds: calibration pictures, and knowledge where the graph takes it, in batches; none is a check picture.
+        inputs: calibration pictures, and knowledge where the graph takes it; none is a check picture. Empty where
+            nothing is measured.
     """
     if precision == "fp32":
         return Narrowed({"default": "float32"})
@@ -53,17 +50,24 @@ def narrow(model: ir.Model, target: Target, precision: str, feeds: Sequence[Feed
         count = store_bfloat16(model)
         line = f"  {count} weight tensors stored in bfloat16; the runtime computes in it"
         return Narrowed({"default": "bfloat16"}, {"stored": count}, (line,), "bfloat16-weights")
+    first, effort = model.graph.inputs[0].shape, effort_for(model)
+    fixed = first[0] if first is not None and isinstance(first[0], int) else None
+    batch = fixed or effort.batch
     if precision in HALVES:
+        feeds = feeds_of(inputs, batch, fill=fixed is not None)
         half = to_half(model, HALVES[precision], measure_ranges(model, feeds, progress=progress))
         islands = half.islands
         line = f"  {len(islands)} float32 islands, {half.casts} casts"
         return Narrowed(half.precision_map(), half.to_dict(), (line,))
-    calibrating, held_out = split_feeds(_joined(feeds), effort_for(model).batch)
+    calibrating, held_out = split_feeds(inputs, batch, fill=fixed is not None)
     if precision == "w8":
         left = too_small(find_layers(model.graph))
-        plan, default = make_plan(model, [], held_out, activations="", skip=left, progress=progress), "int8-weights"
+        plan = make_plan(model, [], held_out, activations="", skip=left, effort=effort, progress=progress)
+        default = "int8-weights"
     else:
-        plan = make_plan(model, calibrating, held_out, activations=target.activations, progress=progress)
+        plan = make_plan(
+            model, calibrating, held_out, activations=target.activations, effort=effort, progress=progress
+        )  # fmt: skip
         default = "int8"
     report = plan.apply(model)
     left = {row.name: "float32" for row in report.rows if not row.quantised}
@@ -71,7 +75,3 @@ def narrow(model: ir.Model, target: Target, precision: str, feeds: Sequence[Feed
     return Narrowed(
         {"default": default, **left}, report.to_dict(), (line, *(f"  {note}" for note in report.notes[-1:]))
     )
-
-
-def _joined(feeds: Sequence[Feed]) -> dict[str, Any]:
-    return {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}

@@ -50,7 +50,7 @@ def half_bundle(path: Path, config: Config | str, batch: int | None = 1) -> Bund
     del model
     drop_dead_branches(graph)
     pictures = np.random.default_rng(0).integers(0, 256, (batch or 2, size, size, 3), dtype=np.uint8)
-    narrow(graph, target, "fp16", [{"images": pictures}])
+    narrow(graph, target, "fp16", {"images": pictures})
     keep_outputs(graph, ("logits",), {})
     return make_bundle(path, size, lambda folder: _save(graph, folder), "float16", batch)
 

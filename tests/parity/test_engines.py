@@ -366,7 +366,7 @@ def test_command_writes_where_it_is_told(tmp_path, capsys):
     bundle = small_bundle(tmp_path / "small.kcdp", small_graph())
     out = tmp_path / "engines" / "x.engine"
     assert command(bundle.path, "--out", out, "--json") == 0
-    assert files(out.parent) == ["x.engine", "x.json"] and not json.loads(capsys.readouterr().out)["cached"]
+    assert files(out.parent) == ["x.engine", "x.engine.json"] and not json.loads(capsys.readouterr().out)["cached"]
     assert command(bundle.path, "--out", out, "--json") == 0 and json.loads(capsys.readouterr().out)["cached"]
     message = fails(lambda: command(bundle.path, "--out", out, "--capability", "SM89"))
     assert message == f"{out} exists already and is another engine; expected a new name; or add --overwrite"
@@ -397,7 +397,7 @@ def test_command_fails_with_status_1_where_the_types_are_wrong(tmp_path, capsys)
         (["--capability", "CURRENT"], "--capability CURRENT"),
         (["--profile", "8:4:1"], "--profile 8:4:1; expected MIN:OPT:MAX, whole numbers in rising order"),
         (["--profile", "1:8"], "--profile 1:8; expected MIN:OPT:MAX"),
-        (["--workspace", "0"], "--workspace 0; expected a number of MiB above 0"),
+        (["--workspace", "0"], "--workspace 0; expected a number of MiB from 1 to 1048576"),
     ],
 )
 def test_command_refuses(tmp_path, words, message):

@@ -114,7 +114,9 @@ def test_a_bundle_of_each_kind(request, tmp_path, target, precision):
     assert manifest.target == target and manifest.opset == TARGETS[target].opset_for(precision)
     assert manifest.parity["passed"] and manifest.parity["pictures"] == 150
     assert [row["pass"] for row in manifest.export["passes"]][1:] == [name for name in NAMES if name != "dead-branches"]
-    assert all(row["max_abs_difference"] < 1e-4 for row in manifest.export["passes"][1:])
+    left_out = [row["pass"] for row in manifest.export["passes"][1:] if row["max_abs_difference"] is None]
+    assert left_out == ([] if (target, precision) == ("cpu", "fp32") else ["winograd"])
+    assert all((row["max_relative_difference"] or 0.0) < 1e-5 for row in manifest.export["passes"][1:])
     products = Counter()
     for kind in PRODUCTS:
         products.update(manifest.export["operators"].get(kind, {}))
@@ -154,7 +156,7 @@ def test_a_plain_export_and_passes_left_out_one_by_one(run, tmp_path, capsys):
     assert nodes(plain) > nodes(exact) and numbers(plain) > numbers(exact) and numbers(part) > numbers(exact)
     assert [row["max_abs_difference"] for row in plain.manifest.export["passes"]] == [None] * 10
     left_out = [row["pass"] for row in part.manifest.export["passes"][1:] if row["max_abs_difference"] is None]
-    assert left_out == ["timestep", "pyramid"]
+    assert left_out == ["timestep", "pyramid", "winograd"], "the last is not for this target"
     assert plain.manifest.graph.inputs[0].describe() == "images float32 [batch, 3, 32, 32]"
     assert "pixels-scaled" in plain.manifest.needs and plain.manifest.scaling["scale"] == [pytest.approx(2 / 255)]
     dataset = open_dataset("synthetic:stickers?n=5&size=60")

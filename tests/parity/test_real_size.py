@@ -81,7 +81,9 @@ def test_sd15_size_goes_through_features_checkpoint_export_and_gate(weights_fold
     facts = json.loads(done.stdout)
     parity = facts["parity"]
     assert parity["passed"] and parity["pictures"] == 10
-    assert {file.name for file in bundle.iterdir()} == {"manifest.json", "model.onnx", "model.onnx.data"}
+    assert {file.name for file in bundle.iterdir()} == {
+        "manifest.json", "model.onnx", "model.onnx.data", "parity.md", "parity.png",
+    }  # fmt: skip
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(
         f"\nSD 1.5 size, {SIZE} px, batch 1: one pass in PyTorch {seconds:.1f} s; checkpoint {megabytes:.1f} MB; "

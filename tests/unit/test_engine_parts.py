@@ -15,7 +15,7 @@ from kcdp.errors import KcdpError
 from kcdp.export.engine.batches import BatchRange, check_batches
 from kcdp.export.engine.builder import BuildOptions
 from kcdp.export.engine.layer_report import Kernel, count_kernels, parse_report
-from kcdp.export.engine.messages import Messages, one_line
+from kcdp.export.engine.messages import Messages, make_logger, one_line
 from kcdp.export.engine.network import Layer
 from kcdp.export.engine.package import open_package
 from kcdp.export.engine.progress import BuildProgress
@@ -370,6 +370,26 @@ def test_names_that_no_engine_may_have(tmp_path):
     (tmp_path / "folder.engine").mkdir()
     assert " is a folder; " in fails(lambda: check_out(tmp_path / "folder.engine", True, KEY))
     check_out(tmp_path / "new.engine", False, KEY)
+
+
+def test_a_file_that_is_no_description_is_not_replaced(tmp_path):
+    (tmp_path / "x.engine.json").write_text("{}")
+    assert "exists already, where the engine's description goes" in fails(
+        lambda: check_out(tmp_path / "x.engine", False, KEY)
+    )
+    check_out(tmp_path / "x.engine", True, KEY)
+
+
+def test_an_interrupt_that_comes_with_a_message_stops_the_build():
+    messages = Messages()
+    messages.add = lambda severity, text: (_ for _ in ()).throw(KeyboardInterrupt)
+    logger = make_logger(SimpleNamespace(ILogger=type("ILogger", (), {"__init__": lambda self: None})), messages)
+    progress = BuildProgress(False, messages)
+    assert progress.step("Building")
+    logger.log(SimpleNamespace(name="INFO"), "text")
+    assert not progress.step("Building")
+    with pytest.raises(KeyboardInterrupt):
+        progress.close()
 
 
 def test_progress_notes_an_interrupt():

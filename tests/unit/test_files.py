@@ -13,7 +13,15 @@ import pytest
 
 import kcdp.files
 from kcdp.errors import KcdpError
-from kcdp.files import atomic_file, atomic_folder, make_folder, read_json, sha256_file, write_json
+from kcdp.files import (
+    atomic_file,
+    atomic_folder,
+    check_writable,
+    make_folder,
+    read_json,
+    sha256_file,
+    write_json,
+)
 
 
 class Boom(Exception):
@@ -220,6 +228,22 @@ def test_an_existing_folder_is_replaced_only_when_asked_to(tmp_path):
     assert (path / "marker").read_text() == "old"
     put_folder(path, "new", overwrite=True, marker="marker")
     assert names(path) == ["marker"] and (path / "marker").read_text() == "new" and names(tmp_path) == ["folder"]
+
+
+def test_a_folder_that_appeared_meanwhile_is_not_replaced(tmp_path):
+    path = tmp_path / "folder"
+    with pytest.raises(KcdpError, match="exists already"), atomic_folder(path, marker="a") as temporary:
+        (temporary / "a").write_text("mine")
+        path.mkdir()
+        (path / "a").write_text("theirs")
+    assert (path / "a").read_text() == "theirs" and [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_whether_a_place_can_be_written_is_known_before(tmp_path):
+    check_writable(tmp_path / "new" / "deeper")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KcdpError, match=r"writing /proc/x failed \("):
+        check_writable(Path("/proc/x"))
 
 
 @pytest.mark.parametrize("marker", ["other", ("marker", "other"), ()])

@@ -149,7 +149,9 @@ def test_everything_in_the_network_is_fused_and_computes_the_same(kind):
 
 def test_the_order_of_axes_changes_only_around_maps_tokens_and_doublings():
     model = network("constant")
+    convolutions = {node.name for node in model.graph if node.op_type == "Conv"}
     fuse_for_cuda(model)
+    assert convolutions == {node.name for node in model.graph if node.op_type == "NhwcConv"}, "islands go by name"
     turned = [
         node for node in model.graph
         if node.op_type == "Transpose" and tuple(node.attributes["perm"].value) in ((0, 2, 3, 1), (0, 3, 1, 2))

@@ -123,7 +123,7 @@ def test_all_passes_together_are_exact_and_leave_the_trained_model_alone(kind):
 
 
 def test_a_wrong_rewriting_is_seen(monkeypatch):
-    """The twin: a pass that forgets the norm's shift."""
+    """The twin: one bias off by a millionth."""
     model = network("constant")
     given = inputs(model)
     device = DeviceModel(model)

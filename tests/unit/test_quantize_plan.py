@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kcdp.config import load_config
-from kcdp.data.registry import open_dataset
+from kcdp.data.registry import open_dataset, open_datasets
 from kcdp.errors import KcdpError
 from kcdp.export.device.model import DeviceModel
 from kcdp.export.passes.registry import PassOptions, apply_passes
@@ -24,6 +24,7 @@ from kcdp.export.precision.calibration import (
     leave_out,
     open_session,
     split_feeds,
+    spread,
 )
 from kcdp.export.precision.layers import find_layers
 from kcdp.export.precision.quantize import ACTIVATIONS, quantize
@@ -151,15 +152,24 @@ def test_layers_asked_for_stay_and_unknown_ones_are_named():
 
 def test_pictures_are_the_runs_training_pictures_or_those_named():
     data = DataConfig(source=("synthetic:photos?n=120&size=32",), target=("synthetic:stickers?n=60&size=32",))
-    pictures = calibration_pictures(None, data, 24)
-    assert len(pictures) == 24
-    parts = {pictures.name_of(i).split("?")[0] for i in range(24)}
+    pictures = calibration_pictures(None, data)
+
+    def shown(dataset):
+        return {dataset.image(i).tobytes() for i in range(len(dataset))}
+
+    train, val = (shown(open_datasets((*data.source, *data.target), split=split)) for split in ("train", "val"))
+    assert shown(pictures) == train and not train & val and val
+    parts = {pictures.name_of(i).split("?")[0] for i in spread(len(pictures), 24)}
     assert parts == {"synthetic:photos", "synthetic:stickers"}
-    trained = {(s.key, s.split) for s in pictures.samples}
-    assert all(split in ("train", None) for _, split in trained)
-    assert len(calibration_pictures("synthetic:photos?n=7&size=32", data, 24)) == 7
+    assert len(calibration_pictures("synthetic:photos?n=7&size=32", data)) == 7
     with pytest.raises(KcdpError, match=r"training pictures cannot be opened .*with --calibration SPEC"):
-        calibration_pictures(None, DataConfig(source=("folder:gone",)), 24)
+        calibration_pictures(None, DataConfig(source=("folder:gone",)))
+
+
+def test_places_are_spread_from_end_to_end():
+    assert spread(7, 24) == list(range(7)) and spread(1, 5) == [0]
+    places = spread(390, 200)
+    assert len(places) == 200 and (places[0], places[-1]) == (0, 389) and set(np.diff(places)) == {1, 2}
 
 
 def test_pictures_that_are_checked_on_are_left_out():

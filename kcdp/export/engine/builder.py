@@ -79,7 +79,7 @@ def build_engine(
     elif timings is not None:
         use_timings(config, timings)
     add_profile(parsed, config, options.batches)
-    bar = BuildProgress(progress)
+    bar = BuildProgress(progress, parsed.messages)
     monitor = make_monitor(trt, bar)  # the configuration does not keep it alive
     config.progress_monitor = monitor
     start = time.perf_counter()

@@ -19,6 +19,7 @@ from kcdp.export.engine.store import cached_path, check_out, find_engine
 from kcdp.export.engine.timing import timing_path
 from kcdp.export.engine.tool_line import tool_line
 from kcdp.export.engine.true_types import Promise, check_kernels, check_network, products_by_type
+from kcdp.files import check_writable
 from kcdp.gpu import Gpu
 from kcdp.graph import TOLERANCES
 
@@ -72,6 +73,8 @@ def make_engine(
     path = out if out is not None else cached_path(folder, bundle.path.resolve().stem, key)
     if out is not None:
         check_out(out, overwrite, key)
+    else:
+        check_writable(path)
     found = None if rebuild else find_engine(path, key)
     if found is not None:
         return MadeEngine(path, found, cached=True)
@@ -140,9 +143,10 @@ def describe(
 
 
 def _check_precision(bundle: Bundle, allow_float32: bool) -> None:
-    if bundle.manifest.precision["default"] == "float32" and not allow_float32:
+    precision = bundle.manifest.precision["default"]
+    if precision in ("float32", "int8-weights") and not allow_float32:
         raise KcdpError(
-            f"{bundle.path} is a bundle of float32, and its engine would compute in float32",
+            f"{bundle.path} is a bundle of {precision}, and its engine would compute in float32",
             "float16, bfloat16 or int8",
             "export with: --target tensorrt --precision fp16 (or add --allow-float32)",
         )

@@ -23,11 +23,13 @@ class Messages:
     Attributes:
         errors, infos: in order.
         report: the builder's layer report, once it has come.
+        interrupted: Ctrl-C was pressed while a message came.
     """
 
     errors: list[str] = field(default_factory=list)
     infos: list[str] = field(default_factory=list)
     report: str | None = None
+    interrupted: bool = False
 
     def add(self, severity: str, text: str) -> None:
         """Keep a message. Of the verbose ones, which run into megabytes, only the layer report."""
@@ -57,7 +59,10 @@ def make_logger(trt: Native, messages: Messages) -> Native:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Native, text: str) -> None:
-            messages.add(severity.name, text)
+            try:
+                messages.add(severity.name, text)
+            except KeyboardInterrupt:  # one that leaves this callback is printed by the package and forgotten
+                messages.interrupted = True
 
     return Collector()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kcdp.errors import KcdpError, require
+from kcdp.export.engine.messages import Messages
 from kcdp.export.engine.package import Native
 
 
@@ -16,10 +17,12 @@ class BuildProgress:
 
     Args:
         show: draw a bar, where tqdm is installed.
+        messages: of the same build; an interrupt may have come with one of them.
     """
 
-    def __init__(self, show: bool) -> None:
+    def __init__(self, show: bool, messages: Messages | None = None) -> None:
         self.interrupted = False
+        self._messages = messages or Messages()
         self._bar: Any = None
         self._depth: dict[str, int] = {}
         if show:
@@ -39,7 +42,7 @@ class BuildProgress:
         """A step of a phase is done. Returns False to stop the build."""
         if self._bar is not None and self._depth.get(phase, 0) <= 1:
             self._bar.update()
-        return not self.interrupted
+        return not (self.interrupted or self._messages.interrupted)
 
     def finish(self, phase: str) -> None:
         """A phase ends."""
@@ -49,7 +52,7 @@ class BuildProgress:
         """Take the bar away; raises KeyboardInterrupt where Ctrl-C stopped the build."""
         if self._bar is not None:
             self._bar.close()
-        if self.interrupted:
+        if self.interrupted or self._messages.interrupted:
             raise KeyboardInterrupt
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from kcdp.bundle import MANIFEST
 from kcdp.engine_file import SUFFIX, EngineDescription, EngineKey, read_engine_description, sidecar
 from kcdp.errors import KcdpError
+from kcdp.files import check_writable
 
 ENVIRONMENT = "KCDP_CACHE"
 _KEY_LETTERS = 16
@@ -35,8 +36,12 @@ def check_out(out: Path, overwrite: bool, key: EngineKey) -> None:
     if (out.parent / MANIFEST).is_file() or out.is_dir():
         what = "is a folder" if out.is_dir() else "is inside a bundle, which is sealed"
         raise KcdpError(f"--out {out} {what}", "a file elsewhere", f"for example {out.name}")
+    if sidecar(out).exists() and not out.exists() and not overwrite:
+        raise KcdpError(f"{sidecar(out)} exists already, where the engine's description goes", "a new name",
+                        "or add --overwrite")  # fmt: skip
     if out.exists() and not overwrite and find_engine(out, key) is None:
         raise KcdpError(f"{out} exists already and is another engine", "a new name", "or add --overwrite")
+    check_writable(out)
 
 
 def find_engine(path: Path, key: EngineKey) -> EngineDescription | None:

@@ -147,6 +147,9 @@ class _Turner:
         made = writer.node(
             kind, inputs, shape, answer.dtype, name=f"{answer.name}_channels_last", domain=domain, **attributes
         )
+        heir = made.producer()
+        assert heir is not None
+        heir.name, node.name = node.name, heir.name  # float32 islands are known by their names
         replace(answer, writer.transpose(made, TO_FIRST, f"{answer.name}_first"))
 
 

@@ -45,14 +45,17 @@ class ExactPass:
         name: for ``--skip-pass``.
         what: one line.
         apply: rewrites a model in place.
+        wanted: whether it is worth it under these options.
     """
 
     name: str
     what: str
     apply: Callable[[DeviceModel, PassOptions], None]
+    wanted: Callable[[PassOptions], bool] = lambda options: True
 
 
-#: "dead-branches" rewrites the graph, not the model: see ``kcdp.export.passes.dead_branches``.
+TINY = 1e-30
+#: "dead-branches" rewrites the graph, not the model: see ``kcdp.export.tracing.drop_dead_branches``.
 DEAD_BRANCHES = "dead-branches"
 PASSES: tuple[ExactPass, ...] = (
     ExactPass("lora", "adapters merged into the weights", lambda m, o: merge_adapters(m)),
@@ -66,7 +69,8 @@ PASSES: tuple[ExactPass, ...] = (
     ExactPass(
         "winograd",
         "large 3x3 convolutions by minimal filtering",
-        lambda m, o: filter_minimally(m, o.size) if o.winograd else None,
+        lambda m, o: filter_minimally(m, o.size),
+        lambda o: o.winograd,
     ),
 )
 NAMES = (*(exact.name for exact in PASSES), DEAD_BRANCHES)
@@ -79,23 +83,26 @@ class PassRow:
     Attributes:
         counts: of the model after it.
         difference: largest change of any logit or entry of v on the probe, by this pass alone; None: not applied.
+        relative: the same as a share of the largest logit or entry of v.
     """
 
     name: str
     what: str
     counts: Counts
     difference: float | None
+    relative: float | None = None
 
     def describe(self) -> str:
         """One line."""
         counts = self.counts
-        made = "" if self.difference is None else f", largest difference {self.difference:.1e}"
+        made = "" if self.relative is None else f", largest difference {self.relative:.1e} of the largest"
         return (f"{self.name:<14}{counts.operators:>6} operators {counts.parameters / 1e6:>8.2f} M "
                 f"{counts.gflops:>8.2f} GFLOP {counts.megabytes:>8.1f} MB{made}")  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {"pass": self.name, "what": self.what, **asdict(self.counts), "max_abs_difference": self.difference}
+        differences = {"max_abs_difference": self.difference, "max_relative_difference": self.relative}
+        return {"pass": self.name, "what": self.what, **asdict(self.counts), **differences}
 
 
 def check_names(names: Iterable[str]) -> frozenset[str]:
@@ -129,12 +136,13 @@ def apply_passes(
     before = _run(model, probe)
     for exact in PASSES:
         each(exact.name)
-        if exact.name in skip:
-            rows.append(PassRow(exact.name, f"{exact.what} (left out)", rows[-1].counts, None))
+        if exact.name in skip or not exact.wanted(options):
+            why = "left out" if exact.name in skip else "not for this target"
+            rows.append(PassRow(exact.name, f"{exact.what} ({why})", rows[-1].counts, None))
             continue
         exact.apply(model, options)
         after = _run(model, probe)
-        rows.append(PassRow(exact.name, exact.what, count(model, options.size), _difference(before, after)))
+        rows.append(PassRow(exact.name, exact.what, count(model, options.size), *_differences(before, after)))
         before = after
     return rows
 
@@ -146,7 +154,12 @@ def _run(model: DeviceModel, probe: Sequence[torch.Tensor] | None) -> list[torch
         return list(model(model.scaled(probe[0]), *probe[1:])[:2])
 
 
-def _difference(before: list[torch.Tensor] | None, after: list[torch.Tensor] | None) -> float | None:
+def _differences(
+    before: list[torch.Tensor] | None, after: list[torch.Tensor] | None
+) -> tuple[float | None, float | None]:
+    """The largest, and the largest as a share of the largest number of the same tensor."""
     if before is None or after is None:
-        return None
-    return max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True))
+        return None, None
+    changed = [float((a - b).abs().max()) for a, b in zip(before, after, strict=True)]
+    size = [max(float(a.abs().max()), TINY) for a in before]
+    return max(changed), max(a / b for a, b in zip(changed, size, strict=True))

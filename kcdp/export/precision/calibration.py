@@ -65,13 +65,12 @@ def effort_for(model: ir.Model) -> Effort:
     return EFFORT_OF_LARGE if weight_bytes(model.graph) > LARGE else EFFORT
 
 
-def calibration_pictures(spec: str | None, data: DataConfig, count: int) -> ImageDataset:
-    """Pictures to calibrate on: those of ``spec``, else the run's own training pictures, spread evenly over them.
+def calibration_pictures(spec: str | None, data: DataConfig) -> ImageDataset:
+    """Pictures to calibrate on: those of ``spec``, else the run's own training pictures.
 
     Args:
         spec: a dataset string.
         data: of the run; its validation and test pictures are not touched.
-        count: at most so many; see ``Effort``.
 
     Raises:
         KcdpError: the training pictures cannot be opened, or there are none.
@@ -90,8 +89,13 @@ def calibration_pictures(spec: str | None, data: DataConfig, count: int) -> Imag
             ) from None
     if not len(pictures):
         raise KcdpError("no pictures to calibrate on", "at least one", "name some with --calibration SPEC")
-    places = np.unique(np.linspace(0, len(pictures) - 1, min(count, len(pictures))).round().astype(int))
-    return pictures.subset([int(place) for place in places])
+    return pictures
+
+
+def spread(total: int, count: int) -> list[int]:
+    """At most ``count`` places out of 0 .. total - 1, evenly spread, the first and the last among them."""
+    places = np.linspace(0, total - 1, min(count, total)).round().astype(int)
+    return [int(place) for place in np.unique(places)]
 
 
 def _weighted(data: DataConfig) -> bool:
@@ -115,29 +119,35 @@ def leave_out(images: np.ndarray, checked: np.ndarray) -> np.ndarray:
     return images[kept]
 
 
-def split_feeds(inputs: Feed, batch: int) -> tuple[list[Feed], list[Feed]]:
+def split_feeds(inputs: Feed, batch: int, fill: bool = False) -> tuple[list[Feed], list[Feed]]:
     """Batches to calibrate on and batches held out, every fourth picture.
 
     Args:
         inputs: by name, N rows each; those of one row go with every batch.
+        fill: see ``feeds_of``.
     """
     count = rows_of(inputs)
     held = np.arange(count) % round(1 / HELD_OUT) == 1
     if not held.any():  # a single picture has to serve for both
-        return feeds_of(inputs, batch), feeds_of(inputs, batch)
+        return feeds_of(inputs, batch, fill), feeds_of(inputs, batch, fill)
     return tuple(
-        feeds_of({name: a if len(a) != count else a[part] for name, a in inputs.items()}, batch)
+        feeds_of({name: a if len(a) != count else a[part] for name, a in inputs.items()}, batch, fill)
         for part in (~held, held)
     )  # type: ignore[return-value]
 
 
-def feeds_of(inputs: Feed, batch: int) -> list[Feed]:
-    """Rows in batches; inputs of one row go with every batch."""
+def feeds_of(inputs: Feed, batch: int, fill: bool = False) -> list[Feed]:
+    """Rows in batches; inputs of one row go with every batch.
+
+    Args:
+        fill: the last batch is full, too, with the first rows again: for graphs of a fixed batch.
+    """
     count = rows_of(inputs)
-    return [
-        {name: a[start : start + batch] if len(a) == count else a for name, a in inputs.items()}
-        for start in range(0, count, batch)
-    ]
+    found: list[Feed] = []
+    for start in range(0, count, batch):
+        rows = np.arange(start, start + batch) % count if fill else np.arange(start, min(start + batch, count))
+        found.append({name: a[rows] if len(a) == count else a for name, a in inputs.items()})
+    return found
 
 
 def rows_of(feed: Feed) -> int:

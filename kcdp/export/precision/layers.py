@@ -92,7 +92,7 @@ class LayerRow:
 
     Attributes:
         snr_db: signal to noise of its answer when it alone is quantised, in dB; None: not measured.
-        effect_db: noise of the logits to their signal when it alone is quantised, in dB; None: not measured.
+        effect_db: signal to noise of the logits when it alone is quantised, in dB; None: not measured.
         why: why it was left out; empty when it was quantised.
     """
 
