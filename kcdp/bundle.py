@@ -55,7 +55,7 @@ class Manifest:
         needs: the abilities a runtime must have, from ``FEATURES``.
         needs_version: the first kcdp version that has them.
         producers: package name -> version that wrote the bundle.
-        source: where the weights came from: run, checkpoint hash, code revision.
+        source: where the weights came from: checkpoint's name and hash, code revision.
         configuration: the training configuration, whole.
         training: data by name, and the numbers measured on it.
         calibration: {"temperature": T}: probabilities are softmax(logits / T).

@@ -6,10 +6,10 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from kcdp import __version__
-from kcdp.errors import KcdpError
+from kcdp.errors import KcdpError, nearest
 
 #: subcommand -> (module with ``add_arguments`` and ``run``, one-line help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -71,6 +71,9 @@ def run_module(module: str, prog: str, description: str, argv: Sequence[str] | N
     if arguments and arguments[0] in subcommands:
         name = arguments[0]
         return run_module(subcommands[name][0], f"{prog} {name}", subcommands[name][1], arguments[1:])
+    word = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+    if word and not os.path.exists(word) and (hint := nearest(word, subcommands)):
+        return guarded(lambda: _no_such(f"{prog} {word}{hint}", subcommands))
     width = max(map(len, subcommands), default=0) + 2
     listing = "\n".join(f"  {name:<{width}}{text}" for name, (_, text) in subcommands.items())
     parser = argparse.ArgumentParser(
@@ -80,6 +83,10 @@ def run_module(module: str, prog: str, description: str, argv: Sequence[str] | N
     command.add_arguments(parser)
     args = parser.parse_args(arguments)
     return guarded(lambda: command.run(args))
+
+
+def _no_such(received: str, subcommands: Iterable[str]) -> int:
+    raise KcdpError(received, f"a run that is there, or one of {', '.join(subcommands)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

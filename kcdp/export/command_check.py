@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from kcdp.export.parity_page import write_parity_page
     from kcdp.export.reference import Reference
     from kcdp.export.runners import available, check_runtime
+    from kcdp.export.running.runner import threads_or_all
     from kcdp.models.kadap import Kadap
     from kcdp.training.checkpoint import find_checkpoint, load_model
 
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     manifest = bundle.manifest
     for name in args.runtime:
         check_runtime(name)
+    threads_or_all(args.threads)
     checkpoint_path = find_checkpoint(args.run)
     same = check_source(manifest, checkpoint_path, args.bundle, args.any_run)
     model, checkpoint = load_model(checkpoint_path)

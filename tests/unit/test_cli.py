@@ -72,6 +72,11 @@ def test_options_come_after_the_command(capsys):
     assert "kcdp: error: " in capsys.readouterr().err
 
 
+def test_a_mistyped_part_of_a_command_names_what_is_near(capsys):
+    assert main(["export", "inof", "x.kcdp"]) == 2
+    assert "kcdp export inof (did you mean 'info'?); expected a run that is there" in capsys.readouterr().err
+
+
 def test_the_table_is_whole():
     assert set(COMMANDS) >= {"data", "train", "evaluate", "export", "tag"}
     for name, (module, help_text) in COMMANDS.items():

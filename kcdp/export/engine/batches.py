@@ -10,6 +10,8 @@ from kcdp.errors import KcdpError
 from kcdp.export.engine.network import ParsedNetwork
 from kcdp.export.engine.package import Native
 
+#: Pictures at once.
+MOST = 4096
 _TEXT = re.compile(r"(\d+):(\d+):(\d+)")
 
 
@@ -26,8 +28,10 @@ class BatchRange:
         """``1:8:16``. Raises KcdpError for anything else."""
         match = _TEXT.fullmatch(text.strip())
         values = tuple(map(int, match.groups())) if match else ()
-        if not values or not 1 <= values[0] <= values[1] <= values[2]:
-            raise KcdpError(f"--profile {text}", "MIN:OPT:MAX, whole numbers in rising order", "for example 1:8:16")
+        if not values or not 1 <= values[0] <= values[1] <= values[2] <= MOST:
+            raise KcdpError(
+                f"--profile {text}", f"MIN:OPT:MAX, whole numbers in rising order, at most {MOST}", "for example 1:8:16"
+            )
         return cls(*values)
 
     def as_tuple(self) -> tuple[int, int, int]:
