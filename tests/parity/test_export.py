@@ -233,6 +233,15 @@ def test_graph_holds_no_traces_of_the_exporters_source(exported):
     assert [entry.key for entry in onnx.load(graph).metadata_props] == ["kcdp.manifest"]
 
 
+def test_the_bundle_passes_the_gate_again(run, exported, capsys):
+    """The whole command on a real bundle: reference, pictures of the run, the runtimes of the export."""
+    assert main(["export", "check", str(exported[0]), "--run", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["passed"] and found["same_run"] and found["pictures"] == 8 and found["data"] == SOURCE
+    first = Bundle.open(exported[0]).manifest.parity["runtimes"][0]["batch_sizes"]["1"]
+    assert found["runtimes"][0]["batch_sizes"]["1"]["logits"] == first["logits"], "the same graph, the same numbers"
+
+
 def test_tagger_answers_like_the_trained_model(run, exported):
     model, checkpoint = load_model(run)
     dataset = open_dataset("synthetic:stickers?n=12&size=80")
