@@ -150,7 +150,9 @@ def export_run(
         )  # fmt: skip
     choice = choose_knowledge(model, checkpoint.config.model, options.knowledge, options.text)
     spec = sized(checkpoint.config.preprocess, options.size, model.features.size_multiple)
-    calibration = calibration_pictures(options.calibration, checkpoint.config.data) if options.measures else None
+    calibration = None
+    if options.measures or options.calibration is not None:  # one that is of no use here has to exist all the same
+        calibration = calibration_pictures(options.calibration, checkpoint.config.data)
     make_folder(out.parent)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as scratch:
         job = _Job(
@@ -262,7 +264,7 @@ def _rewrite(job: _Job, device: DeviceModel, images: np.ndarray) -> list[PassRow
 
 def _narrow(job: _Job, model: ir.Model, images: np.ndarray, reference: Reference) -> Narrowed:
     inputs: Feed = {}
-    if job.calibration is not None:
+    if job.calibration is not None and job.options.measures:
         places = spread(len(job.calibration), effort_for(model).pictures)
         measured = job.spec.apply_batch([job.calibration.image(i) for i in places])
         inputs = reference.prepare(job.inputs(leave_out(measured, images)))

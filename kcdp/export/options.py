@@ -37,11 +37,6 @@ class ExportOptions:
         """Raises KcdpError for a combination that there is not."""
         target = choose(self.target, self.precision)
         check_names(self.skip)
-        if self.calibration is not None and not self.measures:
-            raise KcdpError(
-                f"--calibration {self.calibration} for {self.target} in {self.precision}", "none: nothing is measured",
-                "leave it out",
-            )  # fmt: skip
         if self.precision == "bf16" and not target.typed_bfloat16 and not usable(target.runtimes, "bfloat16"):
             raise KcdpError(
                 f"{self.target} in bf16: no runtime here computes in bfloat16, so that it could not be checked",
