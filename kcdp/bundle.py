@@ -6,8 +6,6 @@ of every other file. The runtime opens a graph only after the hashes agree.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -16,7 +14,7 @@ from typing import Any
 
 from kcdp import __version__
 from kcdp.errors import KcdpError, nearest
-from kcdp.files import atomic_folder, check_replaceable, read_json, sha256_file, write_json
+from kcdp.files import atomic_folder, check_replaceable, read_json, sha256_file, sha256_json, write_json
 from kcdp.graph import GraphSpec
 from kcdp.labels import LABELS
 from kcdp.preprocess import PreprocessSpec
@@ -248,9 +246,8 @@ def _check_digest(folder: Path) -> None:
 
 
 def _digest(data: Mapping[str, Any]) -> str:
-    """SHA-256 of a manifest without its digest; spaces and the order of keys do not count."""
-    rest = {key: value for key, value in data.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    """SHA-256 of a manifest without its digest."""
+    return sha256_json({key: value for key, value in data.items() if key != "digest"})
 
 
 def _check_file(folder: Path, name: str, entry: Mapping[str, Any]) -> None:

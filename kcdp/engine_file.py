@@ -7,7 +7,6 @@ some misfits only when it crashes or answers wrongly, so nothing is loaded befor
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -16,7 +15,7 @@ from typing import Any
 
 from kcdp.bundle import MODEL
 from kcdp.errors import KcdpError, require
-from kcdp.files import atomic_file, read_json, sha256_file, write_json
+from kcdp.files import atomic_file, read_json, sha256_file, sha256_json, write_json
 from kcdp.gpu import Gpu, find_gpu
 
 FORMAT_VERSION = 2
@@ -29,10 +28,6 @@ _RTX_SYSTEMS = frozenset({"linux-x86_64", "windows-x86_64"})
 #: The oldest compute capability of a portable engine of tensorrt-rtx (Ampere).
 _PORTABLE_FROM = (8, 0)
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
-
-
-def _digest(data: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ class EngineKey:
     @property
     def digest(self) -> str:
         """SHA-256 of the fields above; spaces and the order of keys do not count."""
-        return _digest(asdict(self))
+        return sha256_json(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,7 @@ class EngineDescription:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; ``from_dict`` is the inverse."""
         data = {"format_version": FORMAT_VERSION, **asdict(self)}
-        return {**data, "digest": _digest(data)}
+        return {**data, "digest": sha256_json(data)}
 
     @classmethod
     def from_dict(cls, data: Any, where: str) -> EngineDescription:
@@ -129,7 +124,8 @@ class EngineDescription:
             })  # fmt: skip
         except (KeyError, TypeError) as error:
             raise KcdpError(f"{where} has a damaged key ({error!r})", fix=fix) from None
-        if data["digest"] != _digest({name: data[name] for name in names - {"digest"}}) or key.package not in MODULES:
+        contents = {name: data[name] for name in names - {"digest"}}
+        if data["digest"] != sha256_json(contents) or key.package not in MODULES:
             raise KcdpError(f"{where} was changed or damaged: its contents do not match its digest", fix=fix)
         rest = {name: data[name] for name in names - {"format_version", "digest", "key", "labels"}}
         return cls(key=key, labels=tuple(data["labels"]), **rest)

@@ -134,6 +134,11 @@ def read_json(path: str | Path) -> Any:
         raise KcdpError(f"{path} is not valid JSON ({error})", "a JSON file") from None
 
 
+def sha256_json(data: Any) -> str:
+    """Hexadecimal SHA-256 of JSON data; spaces and the order of keys do not count."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def sha256_file(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with Path(path).open("rb") as handle:

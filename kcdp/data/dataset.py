@@ -66,6 +66,11 @@ class ImageDataset(ABC):
         """The same pictures, fewer of them, in the order given."""
         return Subset(self, indices)
 
+    def spread(self, count: int) -> ImageDataset:
+        """At most ``count`` of the pictures, evenly over them, the first and the last included."""
+        places = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
+        return self.subset([int(place) for place in np.unique(places)])
+
     def __len__(self) -> int:
         return len(self.samples)
 

@@ -10,7 +10,6 @@ import numpy as np
 from kcdp.data.dataset import ImageDataset
 from kcdp.data.registry import open_dataset, open_datasets
 from kcdp.errors import KcdpError
-from kcdp.export.precision.calibration import spread
 from kcdp.settings import DataConfig
 
 #: How many of a run's own pictures are taken.
@@ -39,7 +38,7 @@ def check_pictures(spec: str | None, data: DataConfig) -> ImageDataset:
                 f"the run's validation pictures cannot be opened ({error.received})",
                 fix="name others with --check-images SPEC",
             ) from None
-        pictures = pictures.subset(spread(len(pictures), CHECK_PICTURES))
+        pictures = pictures.spread(CHECK_PICTURES)
     if not len(pictures):
         raise KcdpError("no pictures to check the graph on", "at least one", "name some with --check-images")
     return pictures

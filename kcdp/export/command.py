@@ -55,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
         require(package, "export")
     from kcdp.export.check_pictures import check_pictures
     from kcdp.export.describing import describe
-    from kcdp.export.exporter import ExportOptions, ParityError, export_run
+    from kcdp.export.exporter import ParityError, export_run
+    from kcdp.export.options import ExportOptions
     from kcdp.export.passes.registry import NAMES
     from kcdp.training.checkpoint import find_checkpoint, load_checkpoint
     from kcdp.training.interrupts import interrupts_raise

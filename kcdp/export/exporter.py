@@ -26,7 +26,7 @@ from kcdp.export.parity import Gate, run_gate
 from kcdp.export.parity_page import write_parity_page
 from kcdp.export.parity_report import ParityReport
 from kcdp.export.passes.registry import DEAD_BRANCHES, PassOptions, PassRow, apply_passes
-from kcdp.export.precision.calibration import Feed, calibration_pictures, effort_for, leave_out, spread
+from kcdp.export.precision.calibration import Feed, calibration_pictures, effort_for, leave_out
 from kcdp.export.precision.census import census, check_census
 from kcdp.export.reference import Reference
 from kcdp.export.runners import usable
@@ -136,7 +136,7 @@ def export_run(
         if os.path.lexists(kept):
             raise KcdpError(f"--keep-failed {kept} exists already", "a new name", "choose another")
         check_writable(kept)
-    check_writable(Path(out))
+    check_writable(out)
     say(f"1/{STEPS} load {run}")
     file = find_checkpoint(run)
     digest = sha256_file(file)
@@ -265,8 +265,8 @@ def _rewrite(job: _Job, device: DeviceModel, images: np.ndarray) -> list[PassRow
 def _narrow(job: _Job, model: ir.Model, images: np.ndarray, reference: Reference) -> Narrowed:
     inputs: Feed = {}
     if job.calibration is not None and job.options.measures:
-        places = spread(len(job.calibration), effort_for(model).pictures)
-        measured = job.spec.apply_batch([job.calibration.image(i) for i in places])
+        chosen = job.calibration.spread(effort_for(model).pictures)
+        measured = job.spec.apply_batch([chosen.image(i) for i in range(len(chosen))])
         inputs = reference.prepare(job.inputs(leave_out(measured, images)))
     narrowed = narrow(model, job.target, job.options.precision, inputs, job.progress)
     for line in narrowed.lines:

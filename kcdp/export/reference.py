@@ -14,7 +14,7 @@ from kcdp.errors import KcdpError
 
 #: Features and maps are kept, and compared, of at most so many pictures, and of so many bytes: at the size of Stable
 #: Diffusion 1.5 a picture has tens of megabytes of them.
-LEVEL_PICTURES, LEVEL_BYTES = 32, 1 << 27
+LEVEL_PICTURES, LEVEL_BYTES = 32, 1 << 28
 #: Pixels of the pictures that are computed at once; more would only cost memory.
 PIXELS_AT_ONCE = 4 * 256 * 256
 

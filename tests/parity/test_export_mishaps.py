@@ -31,13 +31,10 @@ def run(tmp_path_factory):
 
 @pytest.mark.parametrize(("precision", "batch"), [("int8", "1"), ("fp16", "5")])
 def test_calibration_pictures_fill_a_fixed_batch(run, tmp_path, precision, batch):
-    out, failed = tmp_path / "m.kcdp", tmp_path / "failed"
+    out = tmp_path / "m.kcdp"
     arguments = [str(run), "--out", str(out), *CHECK, *CALIBRATION, "--batch", batch, "--precision", precision]
-    status = main(["export", *arguments, "--keep-failed", str(failed)])
-    assert status in (0, 1), "the gate may refuse a model as weak as this, after everything else has worked"
-    if status == 0:
-        assert Bundle.open(out).manifest.graph.inputs[0].shape[0] == int(batch)
-    assert (out / "model.onnx").exists() != (failed / "model.onnx").exists()
+    assert main(["export", *arguments]) == 0
+    assert Bundle.open(out).manifest.graph.inputs[0].shape[0] == int(batch)
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_read(run, tmp_path, monkeypatch, capsys):

@@ -116,7 +116,8 @@ def test_a_bundle_of_each_kind(request, tmp_path, target, precision):
     assert [row["pass"] for row in manifest.export["passes"]][1:] == [name for name in NAMES if name != "dead-branches"]
     left_out = [row["pass"] for row in manifest.export["passes"][1:] if row["max_abs_difference"] is None]
     assert left_out == ([] if precision in TARGETS[target].winograd else ["winograd"])
-    assert all((row["max_relative_difference"] or 0.0) < 1e-5 for row in manifest.export["passes"][1:])
+    applied = [row for row in manifest.export["passes"][1:] if row["pass"] not in left_out]
+    assert all(row["max_abs_difference"] < 1e-4 and row["max_relative_difference"] < 1e-5 for row in applied)
     products = Counter()
     for kind in PRODUCTS:
         products.update(manifest.export["operators"].get(kind, {}))

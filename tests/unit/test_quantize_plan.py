@@ -24,7 +24,6 @@ from kcdp.export.precision.calibration import (
     leave_out,
     open_session,
     split_feeds,
-    spread,
 )
 from kcdp.export.precision.layers import find_layers
 from kcdp.export.precision.quantize import ACTIVATIONS, quantize
@@ -159,17 +158,19 @@ def test_pictures_are_the_runs_training_pictures_or_those_named():
 
     train, val = (shown(open_datasets((*data.source, *data.target), split=split)) for split in ("train", "val"))
     assert shown(pictures) == train and not train & val and val
-    parts = {pictures.name_of(i).split("?")[0] for i in spread(len(pictures), 24)}
+    chosen = pictures.spread(24)
+    parts = {chosen.name_of(i).split("?")[0] for i in range(24)}
     assert parts == {"synthetic:photos", "synthetic:stickers"}
     assert len(calibration_pictures("synthetic:photos?n=7&size=32", data)) == 7
     with pytest.raises(KcdpError, match=r"training pictures cannot be opened .*with --calibration SPEC"):
         calibration_pictures(None, DataConfig(source=("folder:gone",)))
 
 
-def test_places_are_spread_from_end_to_end():
-    assert spread(7, 24) == list(range(7)) and spread(1, 5) == [0]
-    places = spread(390, 200)
-    assert len(places) == 200 and (places[0], places[-1]) == (0, 389) and set(np.diff(places)) == {1, 2}
+def test_pictures_are_spread_from_end_to_end():
+    pictures = open_dataset("synthetic:photos?n=39&size=32")
+    places = [pictures.samples.index(sample) for sample in pictures.spread(20).samples]
+    assert len(places) == 20 and (places[0], places[-1]) == (0, 38) and set(np.diff(places)) == {2}
+    assert pictures.spread(99).samples == pictures.samples and len(pictures.subset([]).spread(5)) == 0
 
 
 def test_pictures_that_are_checked_on_are_left_out():

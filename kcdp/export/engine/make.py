@@ -73,11 +73,10 @@ def make_engine(
     path = out if out is not None else cached_path(folder, bundle.path.resolve().stem, key)
     if out is not None:
         check_out(out, overwrite, key)
-    else:
-        check_writable(path)
     found = None if rebuild else find_engine(path, key)
     if found is not None:
         return MadeEngine(path, found, cached=True)
+    check_writable(path)
     say(f"1/4 parse {bundle.model_path} with {package.label}")
     parsed = parse_graph(package, bundle.model_path)
     layers, promise = parsed.layers(), Promise.of(bundle.manifest.precision)

@@ -8,7 +8,6 @@ from pathlib import Path
 from kcdp.bundle import MANIFEST
 from kcdp.engine_file import SUFFIX, EngineDescription, EngineKey, read_engine_description, sidecar
 from kcdp.errors import KcdpError
-from kcdp.files import check_writable
 
 ENVIRONMENT = "KCDP_CACHE"
 _KEY_LETTERS = 16
@@ -41,7 +40,6 @@ def check_out(out: Path, overwrite: bool, key: EngineKey) -> None:
                         "or add --overwrite")  # fmt: skip
     if out.exists() and not overwrite and find_engine(out, key) is None:
         raise KcdpError(f"{out} exists already and is another engine", "a new name", "or add --overwrite")
-    check_writable(out)
 
 
 def find_engine(path: Path, key: EngineKey) -> EngineDescription | None:

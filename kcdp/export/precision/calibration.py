@@ -92,12 +92,6 @@ def calibration_pictures(spec: str | None, data: DataConfig) -> ImageDataset:
     return pictures
 
 
-def spread(total: int, count: int) -> list[int]:
-    """At most ``count`` places out of 0 .. total - 1, evenly spread, the first and the last among them."""
-    places = np.linspace(0, total - 1, min(count, total)).round().astype(int)
-    return [int(place) for place in np.unique(places)]
-
-
 def _weighted(data: DataConfig) -> bool:
     """A mixture has weights throughout or nowhere; source and target may differ in that."""
     return len({"weight=" in text for text in (*data.source, *data.target)}) > 1
