@@ -32,8 +32,8 @@ TOML = {"tomllib", "tomli"}  # the first is the standard library's from Python 3
 DATA_TOOLS = {"tqdm", "resvg_py"}
 #: What a device needs of kcdp.knowledge, to read captions as training does: modules, and folders of them.
 DEVICE_TEXTS = ("kcdp.knowledge.grammar", "kcdp.knowledge.texts")
-#: The modules of kcdp.data that make tensors.
-TENSOR_MODULES = ("kcdp.data.loader", "kcdp.data.sampler", "kcdp.data.transforms")
+#: The modules of the torch-free parts that make tensors: nothing torch-free may import them.
+TENSOR_MODULES = ("kcdp.data.loader", "kcdp.data.sampler", "kcdp.data.transforms", "kcdp.torch_device")
 
 #: part -> the parts that it must not import.
 FORBIDDEN = {
@@ -156,7 +156,8 @@ def report(problems: dict[str, list[str]]) -> None:
 TORCH_FREE = [
     name
     for name in MODULES
-    if part_of(name) in ("", "runtime") or name == "kcdp.knowledge" or Import(0, name, False).for_devices
+    if name not in TENSOR_MODULES
+    and (part_of(name) in ("", "runtime") or name == "kcdp.knowledge" or Import(0, name, False).for_devices)
 ]
 READERS = [name for name in MODULES if part_of(name) == "data" and name not in TENSOR_MODULES]
 
@@ -248,6 +249,7 @@ def test_the_torch_free_part_loads_nothing_else():
         ("from kcdp.knowledge.text import TextEncoder", ["line 1 imports kcdp.knowledge.text.TextEncoder"]),
         ("from kcdp.knowledge.texts import rule_triples\nimport kcdp.knowledge.grammar.words", []),
         ("import kcdp.data.registry", ["line 1 imports kcdp.data.registry"]),
+        ("from kcdp.torch_device import autocast", ["line 1 imports kcdp.torch_device.autocast"]),
         ("from .tagger import Tag", ["line 1 imports .tagger.Tag"]),
         ("import os, PIL.Image\nfrom kcdp.errors import require\nrequire('onnxruntime', 'runtime')", []),
         ("from kcdp.runtime.tagger import Tag\nfrom kcdp import __version__", []),
@@ -262,6 +264,7 @@ def test_twin_torch_free(source, problems):
     [
         ("from kcdp.data.loader import TensorDataset", ["line 1 imports kcdp.data.loader.TensorDataset"]),
         ("from kcdp.data import transforms", ["line 1 imports kcdp.data.transforms"]),
+        ("from kcdp import torch_device", ["line 1 imports kcdp.torch_device"]),
         ("from tqdm import tqdm", ["line 1 imports tqdm.tqdm"]),
         ("import kcdp.data.loaders\nrequire('tqdm', 'train')", []),
     ],
