@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 
 from kcdp.cli import say
-from kcdp.errors import require
+from kcdp.errors import KcdpError, require
 from kcdp.export.targets import PRECISIONS, TARGETS
 from kcdp.training import PACKAGES
 
@@ -17,6 +18,13 @@ SUBCOMMANDS = {
     "info": ("kcdp.export.command_info", "say what a bundle is"),
     "targets": ("kcdp.export.command_targets", "list targets, precisions and where each was verified"),
 }
+
+
+#: Those of ``kcdp.export.passes.registry``, told without loading PyTorch.
+PASS_NAMES = (
+    "lora", "timestep", "pixels", "autoencoder", "context", "attention", "pyramid", "experts", "winograd",
+    "dead-branches",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="pictures to measure ranges on (default: some of the run's training pictures)",
     )
     parser.add_argument(
-        "--skip-pass", metavar="NAME", action="append", default=[], help="leave out an exact pass (repeatable)"
-    )
+        "--skip-pass", metavar="NAME", action="append", default=[],
+        help=f"leave out an exact pass (repeatable): {', '.join(PASS_NAMES)}",
+    )  # fmt: skip
     parser.add_argument("--no-passes", action="store_true", help="leave out all: the plain export, to compare with")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing bundle")
     parser.add_argument(
@@ -51,6 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export; 0 when the bundle is written, 1 when the parity gate failed."""
+    if not os.path.exists(args.run):  # told before seconds of loading
+        raise KcdpError(
+            f"{args.run} is not there", "a run folder with a checkpoint, or a checkpoint", "train one with: kcdp train"
+        )
     for package in (*PACKAGES, "onnx", "onnx_ir", "onnxscript", "onnxruntime"):
         require(package, "export")
     from kcdp.export.check_pictures import check_pictures

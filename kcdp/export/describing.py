@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from kcdp.bundle import Bundle, Manifest
 from kcdp.errors import KcdpError
 from kcdp.export.device.model import DeviceModel
-from kcdp.export.facts import code_revision, producers
+from kcdp.export.facts import code_revision, producers, without_folders
 from kcdp.export.knowledge_choice import KnowledgeChoice
 from kcdp.export.targets import Batch, Target
 from kcdp.export.text_graph import describe_text
@@ -52,9 +52,9 @@ def first_manifest(
         producers=producers(),
         source={"checkpoint": file, "sha256": digest, "revision": code_revision()},
         scaling=scaling,
-        configuration=config.to_dict(),
+        configuration=without_folders(config.to_dict()),
         training={
-            "source": list(config.data.source), "validation": list(config.data.validation),
+            "source": without_folders(config.data.source), "validation": without_folders(config.data.validation),
             "progress": checkpoint.progress,
         },
     )  # fmt: skip
@@ -83,9 +83,9 @@ def sized(spec: PreprocessSpec, size: int | None, multiple: int) -> PreprocessSp
     return replace(spec, size=size)
 
 
-def check_size(folder: Path, target: Target) -> None:
-    """Raises KcdpError for a bundle larger than its target takes."""
-    total = sum(file.stat().st_size for file in folder.iterdir())
+def check_size(folder: Path, target: Target, names: Collection[str] = ()) -> None:
+    """Raises KcdpError for a bundle, or some files of one, larger than its target takes."""
+    total = sum(file.stat().st_size for file in folder.iterdir() if not names or file.name in names)
     if target.max_bytes is not None and total > target.max_bytes:
         raise KcdpError(
             f"the bundle has {total / 1e6:.0f} MB",

@@ -18,6 +18,7 @@ from kcdp.errors import KcdpError
 from kcdp.export.check_pictures import preparation
 from kcdp.export.describing import check_size, first_manifest, scaling_of, sized
 from kcdp.export.device.model import DeviceModel, ReferenceModel
+from kcdp.export.facts import without_folders
 from kcdp.export.fusions import registry as fusions
 from kcdp.export.knowledge_choice import KnowledgeChoice, choose_knowledge, sample_knowledge
 from kcdp.export.narrowing import Narrowed, narrow
@@ -164,7 +165,7 @@ def export_run(
             for pattern in (f"{MODEL}*", f"{TEXT_GRAPH}*", TOKENIZER):
                 for file in job.work.glob(pattern):
                     shutil.move(file, folder / file.name)
-            write_parity_page(folder, report, reference, data=check_images.name)
+            write_parity_page(folder, report, reference, data=without_folders(check_images.name))
 
         if not report.passed:
             if kept is not None:
@@ -222,7 +223,7 @@ def _make(job: _Job, file: str, check_images: ImageDataset) -> tuple[Manifest, R
         target=job.target, batch=job.batch, precision=precision, opset=job.opset, scaling=scaling,
     )  # fmt: skip
     manifest = replace(manifest, export={
-        "options": {key: sorted(v) if isinstance(v, frozenset) else v for key, v in vars(job.options).items()},
+        "options": job.options.to_dict(),
         "passes": [row.to_dict() for row in rows], "operators": counted.to_dict(), "narrowing": narrowed.report,
         "profile": list(job.batch.profile or ()), "fused": fused,
     })  # fmt: skip
@@ -233,6 +234,7 @@ def _make(job: _Job, file: str, check_images: ImageDataset) -> tuple[Manifest, R
     keep_outputs(model, [tensor.name for tensor in graph.outputs], manifest_metadata(manifest.to_dict()))
     save_graph(model, job.work / MODEL, weights=not (job.work / WEIGHTS).exists())
     del model
+    check_size(job.work, job.target, [MODEL, WEIGHTS])  # the rest of a bundle is there only after the gate
     job.say(f"5/{STEPS} parity gate on {len(check_images)} pictures of {check_images.name}")
     temperature = float(manifest.calibration["temperature"])
     gate = Gate(precision["default"], temperature=temperature, progress=job.progress)
@@ -241,7 +243,7 @@ def _make(job: _Job, file: str, check_images: ImageDataset) -> tuple[Manifest, R
         twin=job.work / INSTRUMENTED,
     )  # fmt: skip
     job.say(report.summary())
-    parity = {**report.to_dict(), "data": check_images.name}
+    parity = {**report.to_dict(), "data": without_folders(check_images.name)}
     if report.passed and job.choice.encoder is not None:
         text = export_text(job.choice.encoder, job.work)
         parity["text"] = text.to_dict()

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import kcdp
 
 PACKAGES = ("torch", "diffusers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "numpy", "Pillow")
+
+
+#: The folders of an absolute path, at the start of a text, after "kind:" or "name=", or in a list.
+_FOLDERS = re.compile(r"(?<![^:=,;])(?:~|[A-Za-z]:)?[/\\](?:[^/\\?,;]*[/\\])*")
+
+
+def without_folders(value: Any) -> Any:
+    """JSON in which texts hold no folders of absolute paths: a bundle travels, and they name somebody's machine.
+
+    "fer2013:/data/faces/fer2013.zip?split=val" becomes "fer2013:fer2013.zip?split=val"; addresses and relative paths
+    stay.
+    """
+    if isinstance(value, str):
+        return value if "://" in value else _FOLDERS.sub("", value)
+    if isinstance(value, dict):
+        return {key: without_folders(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(item) for item in value]
+    return value
 
 
 def producers() -> dict[str, str]:

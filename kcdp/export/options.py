@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from kcdp.errors import KcdpError
+from kcdp.export.facts import without_folders
 from kcdp.export.passes.registry import check_names
 from kcdp.export.runners import usable
 from kcdp.export.targets import Batch, Target, choose
@@ -44,6 +46,10 @@ class ExportOptions:
                 'run: pip install "kcdp[openvino]", or export where there is AVX-512 bf16 or AMX',
             )  # fmt: skip
         return target, Batch.parse(self.batch, target)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON, for the manifest: ``skip`` in order, no folders of this machine."""
+        return {**vars(self), "skip": sorted(self.skip), "calibration": without_folders(self.calibration)}
 
     @property
     def measures(self) -> bool:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 
 from kcdp.bundle import TARGET_NAMES
 from kcdp.cli import main
 from kcdp.errors import KcdpError
+from kcdp.export.command import PASS_NAMES
+from kcdp.export.describing import check_size
 from kcdp.export.exporter import ParityError
+from kcdp.export.facts import without_folders
 from kcdp.export.parity_report import ParityReport, Run, RuntimeReport
+from kcdp.export.passes.registry import NAMES
 from kcdp.export.runners import RUNTIMES
 from kcdp.export.targets import PRECISIONS, TARGETS, Batch, choose
 from kcdp.graph import TOLERANCES
@@ -68,7 +75,7 @@ def test_the_command_lists_them(capsys):
     assert set(json.loads(capsys.readouterr().out)) == set(TARGETS)
 
 
-def test_wrong_options_are_told_before_anything_is_loaded(capsys):
+def test_wrong_options_are_told_before_anything_is_loaded(capsys, tmp_path):
     cases = {
         ("--target", "phone"): "target 'phone'",
         ("--precision", "half"): "precision 'half'",
@@ -76,9 +83,45 @@ def test_wrong_options_are_told_before_anything_is_loaded(capsys):
         ("--skip-pass", "lora", "--skip-pass", "piramid"): "no pass is called 'piramid' (did you mean 'pyramid'?)",
     }
     for arguments, message in cases.items():
-        assert main(["export", "nowhere", "--out", "x.kcdp", *arguments]) == 2
+        assert main(["export", str(tmp_path), "--out", "x.kcdp", *arguments]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error
+
+
+def test_a_run_that_is_not_there_is_told_before_pytorch_is_loaded(tmp_path):
+    program = f"import sys; from kcdp.cli import main; main(['export', {str(tmp_path / 'no')!r}, '--out', 'x.kcdp'])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{program}; print('torch' in sys.modules)"], capture_output=True, text=True, check=True
+    )
+    assert "no is not there; expected a run folder with a checkpoint" in done.stderr and done.stdout == "False\n"
+
+
+def test_the_help_names_all_exact_passes():
+    assert PASS_NAMES == NAMES
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("fer2013:/data/faces/fer2013.zip?split=val", "fer2013:fer2013.zip?split=val"),
+        ("fer2013:../shared/fer2013.zip", "fer2013:../shared/fer2013.zip"),
+        ("csv:/a/b.csv?root=/c/d/pictures", "csv:b.csv?root=pictures"),
+        ("/models/sd15", "sd15"), ("~/models/sd15/", ""),
+        (r"C:\models\sd15", "sd15"), (r"folder:C:\faces", "folder:faces"),
+        ("https://host/a/b", "https://host/a/b"), ("a smile / a frown / a tear", "a smile / a frown / a tear"),
+    ],
+)  # fmt: skip
+def test_a_bundle_names_no_folders_of_who_made_it(text, kept):
+    assert without_folders({"a": [text, (text, 1)], "b": text}) == {"a": [kept, [kept, 1]], "b": kept}
+
+
+def test_a_size_is_asked_of_the_files_that_are_there(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"x" * 90)
+    (tmp_path / "other").write_bytes(b"x" * 90)
+    small = replace(TARGETS["web"], max_bytes=100)
+    check_size(tmp_path, small, ["model.onnx", "model.onnx.data"])
+    with pytest.raises(KcdpError, match="expected at most 0 MB for the target web"):
+        check_size(tmp_path, small)
 
 
 @pytest.mark.parametrize(("pictures", "changed", "more"), [(150, 1, True), (150, 6, False), (400, 1, False)])
