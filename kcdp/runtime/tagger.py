@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,9 +14,8 @@ from PIL import Image
 from kcdp.bundle import Bundle, Manifest
 from kcdp.decoding import Source, decode, source_name
 from kcdp.errors import KcdpError
+from kcdp.runtime.items import Item, Prepared
 from kcdp.runtime.session import NonFiniteLogits, OnnxRuntimeSession, Session
-
-_Prepared: TypeAlias = "tuple[str, np.ndarray | KcdpError]"
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,9 @@ class Tag:
         confidence: its calibrated probability, 0..1; None where ``error`` is set.
         scores: probability of each emotion, in the order of the labels, sum 1; empty where ``error`` is set.
         error: one line, or None when all went well.
+        frames: how many frames the picture has; 0 where ``error`` is set.
+        spread: how far its frames disagree, 0..1: the part of the probability that an average frame has elsewhere
+            than their mean (total variation); 0 of a still picture, None where ``error`` is set.
     """
 
     path: str
@@ -36,6 +38,8 @@ class Tag:
     confidence: float | None
     scores: dict[str, float] = field(default_factory=dict)
     error: str | None = None
+    frames: int = 0
+    spread: float | None = None
 
 
 class Tagger:
@@ -147,44 +151,82 @@ class Tagger:
     def __exit__(self, *details: Any) -> None:
         self.close()
 
+    def prepare(self, item: Any, *, name: str | None = None, caption: str | None = None) -> Prepared:
+        """Read one sticker, for ``finish``. Any number of threads may do so at once; nothing is raised.
+
+        Args:
+            item: an ``Item``, or a picture as ``tag`` takes it.
+            name: what its row is called; by default its path.
+            caption: what is said about it, for bundles that take captions.
+        """
+        if not isinstance(item, Item):
+            item = Item(name or source_name(item), item, caption)
+        if item.error is not None:
+            return Prepared.failed(item.name, item.error, caption=item.caption)
+        try:
+            source = item.source() if callable(item.source) else item.source
+            pixels = self.manifest.preprocess.apply(decode(source, name=item.name))[None]
+        except KcdpError as error:
+            return Prepared.failed(item.name, error, caption=item.caption)
+        return Prepared(item.name, pixels, caption=item.caption)
+
+    def finish(self, prepared: Sequence[Prepared]) -> list[Tag]:
+        """Tags of stickers that were read, in their order, by as few runs of the graph as the batch size allows.
+
+        Of an animation, the probabilities of its frames are averaged, each as long as it is shown.
+
+        Raises:
+            KcdpError: a closed tagger, or a failure inside the session library.
+        """
+        good = [one for one in prepared if one.error is None]
+        counts = [len(one.pixels) for one in good]
+        probabilities, finite = self._probabilities(good, counts)
+        ends = np.cumsum(counts)
+        found = {
+            id(one): (probabilities[end - count : end], bool(finite[end - count : end].all()))
+            for one, count, end in zip(good, counts, ends, strict=True)
+        }
+        tags = []
+        for one in prepared:
+            if one.error is not None:
+                tags.append(Tag(one.name, None, None, error=str(one.error)))
+            elif not found[id(one)][1]:
+                tags.append(Tag(one.name, None, None, error=f"{one.name}: the graph gave logits that are not finite"))
+            else:
+                tags.append(self._named(one, found[id(one)][0]))
+        return tags
+
     def _stream(self, items: Iterator[Any]) -> Iterator[Tag]:
         numbered = enumerate(items)
         # each picture shrinks to the model's size before the next is read
-        while prepared := [self._prepare(index, item) for index, item in islice(numbered, self.batch_size)]:
-            yield from self._tags(prepared)
+        while prepared := [
+            self.prepare(item, name=None if isinstance(item, Item) else source_name(item, index))
+            for index, item in islice(numbered, self.batch_size)
+        ]:
+            yield from self.finish(prepared)
 
-    def _prepare(self, index: int, item: Any) -> _Prepared:
-        name = source_name(item, index)
-        try:
-            return name, self.manifest.preprocess.apply(decode(item, name=name))
-        except KcdpError as error:
-            return name, error
+    def _probabilities(self, good: Sequence[Prepared], counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [sum of counts, 6], and for each row whether its logits were finite."""
+        if not good:
+            return np.empty((0, len(self.manifest.labels)), np.float32), np.empty(0, bool)
+        pixels = np.concatenate([one.pixels for one in good])
+        logits, finite = [], np.ones(len(pixels), bool)
+        for start in range(0, len(pixels), self.batch_size):
+            try:
+                logits.append(self.session.run(pixels[start : start + self.batch_size]))
+            except NonFiniteLogits as error:  # a fault of single pictures: the others keep their tags
+                logits.append(np.nan_to_num(error.logits))
+                finite[[start + row for row in error.rows]] = False
+        return softmax(np.concatenate(logits), self._temperature), finite
 
-    def _tags(self, prepared: list[_Prepared]) -> Iterator[Tag]:
-        good = [array for _, array in prepared if isinstance(array, np.ndarray)]
-        broken: dict[int, str] = {}
-        try:
-            size = self.manifest.preprocess.size
-            logits = self.session.run(np.stack(good) if good else np.empty((0, size, size, 3), np.uint8))
-        except NonFiniteLogits as error:  # a fault of single pictures: the others keep their tags
-            logits = np.nan_to_num(error.logits)
-            broken = dict.fromkeys(error.rows, "the graph gave logits that are not finite")
-        probabilities = softmax(logits, self._temperature)
-        row = 0
-        for name, array in prepared:
-            if isinstance(array, KcdpError):
-                yield Tag(name, None, None, error=str(array))
-                continue
-            if row in broken:
-                yield Tag(name, None, None, error=f"{name}: {broken[row]}")
-            else:
-                yield self._named(name, probabilities[row])
-            row += 1
-
-    def _named(self, name: str, probabilities: np.ndarray) -> Tag:
-        scores = {label: float(p) for label, p in zip(self.manifest.labels, probabilities, strict=True)}
-        label = self.manifest.labels[int(probabilities.argmax())]
-        return Tag(name, label, scores[label], scores)
+    def _named(self, one: Prepared, probabilities: np.ndarray) -> Tag:
+        """One tag of the probabilities of all its frames, float32 [F, 6]."""
+        weights = one.weights.astype(np.float64)
+        mean = weights @ probabilities.astype(np.float64)
+        spread = float(weights @ np.abs(probabilities - mean).sum(axis=1) / 2)
+        scores = {label: float(np.float32(p)) for label, p in zip(self.manifest.labels, mean, strict=True)}
+        label = self.manifest.labels[int(mean.argmax())]
+        return Tag(one.name, label, scores[label], scores, frames=one.frames, spread=spread)
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
