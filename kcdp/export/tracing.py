@@ -15,6 +15,7 @@ from kcdp.bundle import MODEL
 from kcdp.errors import KcdpError
 from kcdp.export.device.model import DeviceModel
 from kcdp.export.precision.layers import weight_bytes
+from kcdp.export.tidying import tidy
 
 #: The newest operator set that older TensorRT, browsers and NPUs read.
 OPSET = 20
@@ -47,7 +48,7 @@ def trace(model: DeviceModel, size: int, *, opset: int = OPSET, batch: int | Non
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                model, tuple(arguments), dynamo=True, opset_version=opset, verbose=False,
+                model, tuple(arguments), dynamo=True, opset_version=opset, verbose=False, optimize=False,
                 input_names=names, output_names=list(model.output_names),
                 dynamic_shapes=None if batch is not None else tuple(free for _ in arguments),
             )  # fmt: skip
@@ -56,6 +57,7 @@ def trace(model: DeviceModel, size: int, *, opset: int = OPSET, batch: int | Non
         raise KcdpError(f"torch's exporter failed: {reason}", fix="report this configuration") from error
     assert program is not None
     graph = program.model
+    tidy(graph)
     _name_free_axis(graph.graph)
     _forget_origin(graph)
     return graph
