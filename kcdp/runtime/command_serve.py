@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("--grace", float, "SECONDS", default.grace, "time for running requests when told to end"),
     ):
         help_text = f"{meaning} (default: {value:.16g})"
-        parser.add_argument(option, type=kind, default=value, metavar=unit, help=help_text)  # type: ignore[arg-type]
+        parser.add_argument(option, type=kind, default=value, metavar=unit, help=help_text)
     parser.add_argument("--access-log", action="store_true", help="print a line for each request")
 
 

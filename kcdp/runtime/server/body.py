@@ -86,7 +86,9 @@ async def _parts(headers: Any, pieces: AsyncIterator[bytes], options: ServerOpti
                 "send them in several requests",
             ) from None  # fmt: skip
         raise problem(400, f"multipart/form-data that cannot be read ({error.message})", "whole parts") from None
-    names, files, captions = [], [], []
+    names: list[str] = []
+    files: list[bytes] = []
+    captions: list[str] = []
     for field, value in form.multi_items():
         if not isinstance(value, str):
             names.append(_plain(value.filename or "") or _NAMELESS.format(len(names)))

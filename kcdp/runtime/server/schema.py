@@ -81,7 +81,7 @@ def make_schema(labels: tuple[str, ...]) -> Schema:
 
     label: Any = Literal[labels]
     probability: Any = Annotated[float, library.Field(ge=0, le=1)]
-    tag = strict(
+    tag: Any = strict(
         "Tag", "One picture: its tag, or why there is none.", path=str, label=label | None,
         confidence=probability | None, scores=dict[label, probability], error=str | None,
         frames=Annotated[int, library.Field(ge=0)], spread=probability | None,

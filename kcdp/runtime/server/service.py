@@ -81,10 +81,10 @@ class Service:
             raise self._no_room(len(items)) from None
         items.clear()  # each picture is let go of once it is decoded
         gone = asyncio.ensure_future(_disconnected(request))
+        either: tuple[asyncio.Future[Any], ...] = (work.future, gone)
         try:
-            await asyncio.wait(
-                {work.future, gone}, timeout=max(0.0, end - perf_counter()), return_when=asyncio.FIRST_COMPLETED
-            )
+            left = max(0.0, end - perf_counter())
+            await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if work.future.done():
                 return work.future.result()
             if gone.done():
