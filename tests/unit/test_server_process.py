@@ -28,9 +28,11 @@ class Server:
     """A running ``kcdp serve`` whose files, if it makes any, lie in ``folder``."""
 
     def __init__(self, bundle: Bundle, folder: Path, *arguments: str) -> None:
-        folder.mkdir(exist_ok=True)
+        home = folder.with_name("home")
+        for path in (folder, home):
+            path.mkdir(exist_ok=True)
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TMPDIR": str(folder), "KCDP_TOKEN": "",
-                       "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(folder)}  # fmt: skip
+                       "PYTHONDONTWRITEBYTECODE": "1", "HOME": str(home)}  # fmt: skip
         del environment["KCDP_TOKEN"]
         line = [sys.executable, "-m", "kcdp", "serve", "--model", str(bundle.path), "--threads", "1", *arguments]
         self.process = subprocess.Popen(
@@ -65,6 +67,11 @@ def parsed(response: bytes) -> tuple[int, Any]:
 
 def tag_request(picture: bytes) -> bytes:
     return head(len(picture)) + picture
+
+
+def left_behind(tmp_path: Path) -> set[str]:
+    """What the server has made; ONNX Runtime keeps notes of its own, in the home and one among temporary files."""
+    return {path.name for path in (tmp_path / "folder").rglob("*")} - {".ses"}
 
 
 HEALTH = b"GET /healthz HTTP/1.1\r\nHost: t\r\n\r\n"
@@ -122,15 +129,16 @@ def test_grace_has_an_end(start: Callable[..., Server]) -> None:
         time.sleep(0.3)
         begun = time.monotonic()
         status, out, err = server.end()
+        assert parsed(answer(running))[0] == 503
     assert time.monotonic() - begun < 3
     assert status == 1 and out == ""
+    assert len(err.splitlines()) == 2
     assert err.splitlines()[-1] == "kcdp: error: not all requests were answered within 0.5 s"
-    assert "Traceback" not in err
 
 
 def test_killed_in_the_middle_of_a_batch_and_started_again(start: Callable[..., Server], tmp_path: Path) -> None:
     server = start("--batch-wait-ms", "1000")
-    before = sorted(path.name for path in (tmp_path / "folder").rglob("*"))
+    assert left_behind(tmp_path) == set()
     waiting = [server.connect() for _ in range(4)]
     for connection in waiting:
         connection.sendall(tag_request(heavy_png(64)))
@@ -140,13 +148,13 @@ def test_killed_in_the_middle_of_a_batch_and_started_again(start: Callable[..., 
     for connection in waiting:
         with connection:
             assert answer(connection) == b""
-    assert sorted(path.name for path in (tmp_path / "folder").rglob("*")) == before == []
+    assert left_behind(tmp_path) == set()
     again = start("--port", str(server.address[1]))
     assert again.address == server.address
     status, told = again.ask(tag_request(png()))
     assert status == 200 and told["tags"][0]["label"] == "anger"
     assert again.end() == (0, "", "")
-    assert not list((tmp_path / "folder").rglob("*"))
+    assert left_behind(tmp_path) == set()
 
 
 def test_only_mistakes_and_wanted_lines_are_printed(start: Callable[..., Server], tmp_path: Path) -> None:

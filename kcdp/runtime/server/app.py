@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -50,8 +51,8 @@ def make_app(service: Service) -> Any:
         responses={503: {"model": schema.health, "description": "The server is about to end."}},
     )  # fmt: skip
     app.add_api_route(
-        "/metrics", own.metrics, response_class=responses.PlainTextResponse, responses=refusals,
-        summary="Counters for Prometheus", **locked,
+        "/metrics", own.metrics, response_class=responses.Response, summary="Counters for Prometheus",
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **refusals}, **locked,
     )  # fmt: skip
     app.add_exception_handler(Problem, own.refuse)
     app.add_exception_handler(require("starlette.exceptions", "serve").HTTPException, own.refuse_http)
@@ -76,6 +77,10 @@ class _Endpoints:
                 tags = await self._service.tag(request)
         except ClientGone:
             return self._plain(status_code=_CLIENT_GONE)
+        except asyncio.CancelledError:
+            if not self._service.draining:
+                raise
+            raise problem(503, "a request that was not done when the server ended", "", "try again") from None
         return self._json({"tags": [row(tag) for tag in tags], "model": self._brief})
 
     async def model(self) -> Any:

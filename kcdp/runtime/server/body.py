@@ -77,12 +77,16 @@ async def _parts(headers: Any, pieces: AsyncIterator[bytes], options: ServerOpti
         headers, pieces, max_files=options.max_pictures, max_fields=options.max_pictures, max_part_size=MAX_CAPTION
     )
     parser.spool_max_size = options.max_bytes + 1  # files stay in memory: together they are no longer than the body
+    ended: list[bool] = []
+    parser.on_end = lambda: ended.append(True)
     try:
         form = await parser.parse()
+        if not ended:  # the parser itself forgets a part that is cut off
+            raise forms.MultiPartException("It ends before its last boundary.")
     except forms.MultiPartException as error:
         if error.message.startswith("Too many"):
             raise problem(
-                413, f"more than {options.max_pictures} parts of one kind", f"at most {options.max_pictures} pictures",
+                422, f"more than {options.max_pictures} parts of one kind", f"at most {options.max_pictures} pictures",
                 "send them in several requests",
             ) from None  # fmt: skip
         raise problem(400, f"multipart/form-data that cannot be read ({error.message})", "whole parts") from None

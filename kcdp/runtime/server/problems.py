@@ -14,9 +14,9 @@ RETRY_AFTER = 1
 STATUSES: Mapping[int, str] = {
     400: "The body is not what its Content-Type says.",
     408: "The request did not arrive in time.",
-    413: "More bytes or more pictures than the server takes.",
+    413: "More bytes than the server takes.",
     415: "Neither multipart/form-data nor one picture.",
-    422: "No pictures, or fields that the server does not know.",
+    422: "No pictures, more than the server takes, or fields that it does not know.",
     500: "The model failed on these pictures; the server goes on.",
     503: "The server is full, or about to end: try again after Retry-After seconds.",
     504: "The tags were not ready in time.",

@@ -32,17 +32,19 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         KcdpError: the address is taken, not this machine's, or not allowed.
     """
+    if not 0 <= port <= 65535:
+        raise KcdpError(f"the port {port}", "0 to 65535")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
         opened = socket.socket(family, kind, protocol)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise KcdpError(f"the address {host}:{port} ({_reason(error)})", "an address of this machine") from None
     try:
         if sys.platform != "win32":  # there the option would let two servers share the address
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         opened.close()
         raise _taken(f"{host}:{port}", error) from None
     return opened
