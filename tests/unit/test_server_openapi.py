@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import schemathesis
+from hypothesis.configuration import set_hypothesis_home_dir
 from schemathesis.config import SchemathesisConfig
 from schemathesis.core.failures import FailureGroup
 from schemathesis.engine import events, from_schema
@@ -34,7 +35,8 @@ def service(tiny_bundle: Bundle) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def described(service: Service) -> Any:
+def described(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))  # not into the project's folder
     config = SchemathesisConfig.from_dict({
         "seed": 1, "headers": LET_IN, "phases": {"stateful": {"enabled": False}}, "cache": {"enabled": False},
         "generation": {"max-examples": 60, "deterministic": True, "database": "none"},

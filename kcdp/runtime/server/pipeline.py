@@ -214,16 +214,16 @@ class Pipeline:
     def _give(self, jobs: Sequence[Job], tags: Sequence[Tag]) -> None:
         self.metrics.pictures.inc(len(tags))
         self.metrics.failures.inc(sum(tag.error is not None for tag in tags))
+        self._leave(jobs)  # first, so that whoever has an answer finds room for the next request
         for job, tag in zip(jobs, tags, strict=True):
             job.work.settle(job.index, tag)
-        self._leave(jobs)
 
     def _break(self, jobs: Sequence[Job], error: Exception) -> None:
         reason = str(error) if isinstance(error, KcdpError) else f"{type(error).__name__}: {error}"
         log.error("kcdp: error: %s", " ".join(reason.split()))
+        self._leave(jobs)
         for work in {id(job.work): job.work for job in jobs}.values():
             work.fail()
-        self._leave(jobs)
 
     def _drop(self, jobs: Sequence[Job]) -> None:
         self.metrics.dropped.inc(len(jobs))

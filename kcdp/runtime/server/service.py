@@ -108,7 +108,7 @@ class Service:
             raise self._no_room(count)
 
     def _no_room(self, count: int) -> Exception:
-        received = f"{count} pictures while {self.pipeline.length} are on their way"
+        received = f"{count} more while {self.pipeline.length} pictures are on their way"
         return problem(503, received, f"room for them: at most {self.options.queue} together", "try again later")
 
     @contextmanager
