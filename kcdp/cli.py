@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("kcdp.training.command_report", "compare evaluated runs, over seeds"),
     "export": ("kcdp.export.command", "turn a trained model into a bundle (also: python -m kcdp.export)"),
     "tag": ("kcdp.runtime.command", "tag pictures with a bundle (also: python -m kcdp.runtime)"),
+    "doctor": ("kcdp.runtime.command_doctor", "what this machine can run and read, and what to install for the rest"),
 }
 
 EXIT_USER_ERROR = 2

@@ -26,8 +26,11 @@ class OnnxRuntimeBackend(Backend):
         try:
             library = require("onnxruntime", "runtime")
             version = str(library.__version__)
+            no_card = Status(UNUSABLE, version, f"no NVIDIA GPU {options.device} was found", "install NVIDIA's driver")
             if row.plugin:
                 plugin = import_module(row.plugin)
+                if row.nvidia and find_gpu(options.device) is None:  # without a driver the package does not load
+                    return no_card
                 if not plugin_devices(library, row, plugin, options):
                     return Status(UNUSABLE, version, f"{row.plugin} finds no device", row.fix)
         except (KcdpError, ModuleNotFoundError) as error:
@@ -38,7 +41,7 @@ class OnnxRuntimeBackend(Backend):
         if not row.plugin and row.provider not in library.get_available_providers():
             return Status(ABSENT, version, f"ONNX Runtime {version} is installed without {row.provider}", row.fix)
         if row.nvidia and find_gpu(options.device) is None:
-            return Status(UNUSABLE, version, f"no NVIDIA GPU {options.device} was found", "install NVIDIA's driver")
+            return no_card
         return Status(USABLE, version)
 
     def unfit(self, bundle: Bundle, options: SessionOptions) -> KcdpError | None:

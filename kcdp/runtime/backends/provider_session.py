@@ -54,7 +54,8 @@ class OnnxRuntimeSession(Session):
         self._session: Any = self._open()
         manifest = bundle.manifest
         self._captured = CapturedRuns(
-            self._library, self._session, self._output.name, len(manifest.labels), (self.row.device, options.device)
+            self._library, self._session, self._output.name, len(manifest.labels), (self.row.device, options.device),
+            self.row.graph_key,
         ) if options.cuda_graph else None  # fmt: skip
         try:
             compare_signature(bundle, list(map(_tensor, self._session.get_inputs())), manifest.graph.inputs, "input")

@@ -39,6 +39,7 @@ class Provider:
         alone: one run at a time.
         partial: leaves to the processor what it has no kernel for, products included.
         device: ONNX Runtime's name of its memory.
+        graph_key: its run option that holds the number of a CUDA graph.
         verified: where this code has run.
     """
 
@@ -55,6 +56,7 @@ class Provider:
     alone: bool = False
     partial: bool = False
     device: str = "cpu"
+    graph_key: str = "gpu_graph_id"
     verified: str = "never run: no such device was at hand"
 
 
@@ -131,6 +133,7 @@ _ROWS = (
         "onnxruntime-tensorrt-rtx", "NvTensorRTRTXExecutionProvider", "ONNX Runtime, compiled by TensorRT-RTX",
         'run: pip install "kcdp[rtx-provider]"', _rtx, frozenset({"threads", "device", "cuda_graph", "cache"}),
         "onnxruntime_ep_nv_tensorrt_rtx", nvidia=True, context=True, device="cuda",
+        graph_key="cuda_graph_annotation_id",
     ),
     Provider(
         "onnxruntime-coreml", "CoreMLExecutionProvider", "ONNX Runtime on GPU and neural engine of Apple",
@@ -145,6 +148,7 @@ _ROWS = (
         "onnxruntime-qnn", "QNNExecutionProvider", "ONNX Runtime on the neural engine of Qualcomm",
         'on an ARM64 machine of Qualcomm run: pip install "kcdp[qnn]"', _qnn,
         frozenset({"threads", "precision", "cache"}), "onnxruntime_qnn", context=True, fixed_batch=True,
+        verified="never run on a device: Qualcomm's emulator on x86-64 opened, cached and ran it, with wrong logits",
     ),
     Provider(
         "onnxruntime-xnnpack", "XnnpackExecutionProvider", "ONNX Runtime with XNNPACK on the processor",
