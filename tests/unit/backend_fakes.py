@@ -106,6 +106,9 @@ class FakeDriver:
         self.contexts = self.streams = 0
 
     def __getattr__(self, name):
+        if name.startswith("_"):
+            raise AttributeError(name)
+
         def call(*arguments):
             self.calls[name] += 1
             if name == self.fails:

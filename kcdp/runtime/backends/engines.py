@@ -57,11 +57,11 @@ class EngineSession(Session):
         self.path, _ = find_engine_file(bundle, package, options, here)
         model = None if isinstance(bundle, EngineBundle) else model_digest(bundle.manifest.files)
         self.description = open_engine_description(self.path, model_sha256=model, here=here)
-        self._lock = threading.Lock()
+        self._lock, self._errors = threading.Lock(), list[str]()
         self._card = Card(options.device) if card is None else card
         try:
             with self._card.current():
-                self._native = load_engine(self._trt, self.path, options.cuda_graph)
+                self._native = load_engine(self._trt, self.path, options.cuda_graph, self._errors)
                 inputs, outputs = signature(self._trt, self._native[1])
             compare_signature(bundle, inputs, bundle.manifest.graph.inputs, "input")
             compare_signature(bundle, outputs, bundle.manifest.graph.outputs, "output")
@@ -107,7 +107,7 @@ class EngineSession(Session):
 
     def _failed(self, what: str) -> KcdpError:
         return KcdpError(
-            f"{self.package} failed on {self.path} with {what} ({self._native[3].reason()})",
+            f"{self.package} failed on {self.path} with {what} ({_reason(self._errors)})",
             fix="build the engine again: python -m kcdp.export engine BUNDLE",
         )
 
@@ -124,14 +124,16 @@ class EngineSession(Session):
         self._card.close()
 
 
-def load_engine(trt: Native, path: Path, cuda_graph: bool) -> tuple[Native, ...]:
-    """Runtime, engine, execution context and the logger's messages, on the calling thread's card.
+def load_engine(trt: Native, path: Path, cuda_graph: bool, errors: list[str]) -> tuple[Native, ...]:
+    """Runtime, engine and execution context, on the calling thread's card.
+
+    Args:
+        errors: gets what the package says is wrong, now and in later runs.
 
     Raises:
         KcdpError: the package refuses the engine, with what it says.
     """
-    logger = make_logger(trt)
-    runtime = trt.Runtime(logger)
+    runtime = trt.Runtime(make_logger(trt, errors))
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     context = None
     if engine is not None and cuda_graph:
@@ -142,10 +144,10 @@ def load_engine(trt: Native, path: Path, cuda_graph: bool) -> tuple[Native, ...]
         context = engine.create_execution_context()
     if context is None:
         raise KcdpError(
-            f"{path} cannot be loaded by {trt.__name__} {trt.__version__} ({logger.reason()})", "an engine that fits",
+            f"{path} cannot be loaded by {trt.__name__} {trt.__version__} ({_reason(errors)})", "an engine that fits",
             "build it again: python -m kcdp.export engine BUNDLE",
         )  # fmt: skip
-    return runtime, engine, context, logger
+    return runtime, engine, context
 
 
 def signature(trt: Native, engine: Native) -> tuple[list[Tensor], list[Tensor]]:
@@ -160,22 +162,22 @@ def signature(trt: Native, engine: Native) -> tuple[list[Tensor], list[Tensor]]:
     return sides
 
 
-def make_logger(trt: Native) -> Native:
-    """A logger that keeps errors and says nothing; ``reason()`` is the first of them on one line."""
+def make_logger(trt: Native, errors: list[str]) -> Native:
+    """A logger that keeps errors, each on one line, and says nothing."""
 
     class Errors(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.errors: list[str] = []
 
         def log(self, severity: Native, text: str) -> None:
             if severity.name in ("ERROR", "INTERNAL_ERROR"):
-                self.errors.append(" ".join(text.split()))
-
-        def reason(self) -> str:
-            return self.errors[0] if self.errors else "no reason was given"
+                errors.append(" ".join(text.split()))
 
     return Errors()
+
+
+def _reason(errors: list[str]) -> str:
+    return errors[-1] if errors else "no reason was given"
 
 
 def place(package: str, options: SessionOptions) -> Place:
