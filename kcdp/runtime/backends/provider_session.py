@@ -95,7 +95,10 @@ class OnnxRuntimeSession(Session):
         settings = row.settings(self.bundle, self.options, compiled_folder(self.options))
         if "cache" in row.options:
             make_folder(compiled_folder(self.options))
-        options = self._session_options({} if row.provider == CPU else {**entries, _COUNTED: "1"})
+        told = {} if row.provider == CPU else {**entries, _COUNTED: "1"}
+        if row.partial:
+            told["session.intra_op.allow_spinning"] = "0"  # two pools of threads share the processor
+        options = self._session_options(told)
         try:
             if row.plugin:
                 devices = plugin_devices(library, row, import_module(row.plugin), self.options)
