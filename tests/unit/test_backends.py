@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +18,7 @@ from kcdp.errors import KcdpError
 from kcdp.graph import tagging_graph
 from kcdp.runtime.backends import captured, provider_backend, provider_session
 from kcdp.runtime.backends.captured import CapturedRuns
+from kcdp.runtime.backends.choice import ORDER
 from kcdp.runtime.backends.compiled_graph import CompiledSession, chosen_precision, native_bfloat16, unfit
 from kcdp.runtime.backends.options import DEFAULTS, SessionOptions
 from kcdp.runtime.backends.provider_session import OnnxRuntimeSession
@@ -78,6 +81,22 @@ def test_the_table_of_backends():
     known = set(SessionOptions.__dataclass_fields__)
     for name, row in BACKENDS.items():
         assert row.name == name and row.what and row.options and row.options <= known, name
+
+
+def test_the_page_about_backends_is_true():
+    page = (Path(__file__).parents[2] / "docs" / "backends.md").read_text(encoding="utf-8")
+    lines = [line.strip("|") for line in page.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines]
+    told = {row[0].strip("`"): row for row in cells if len(row) == 4 and row[0].startswith("`")}
+    assert set(told) == set(BACKENDS)
+    for name, backend in BACKENDS.items():
+        assert set(told[name][2].split(", ")) == backend.options, name
+        never = backend.verified.startswith("never run:")
+        assert never == (told[name][3] == "never"), name
+        extras = re.findall(r"kcdp\[([\w-]+)\]", told[name][1])
+        assert not extras or f"kcdp[{extras[0]}]" in (PROVIDERS[name].fix if name in PROVIDERS else told[name][1])
+    orders = {row[0].strip("`"): re.findall(r"`([\w-]+)`", row[1]) for row in cells if len(row) == 2}
+    assert {target: orders[target] for target in ORDER} == {target: list(order) for target, order in ORDER.items()}
 
 
 @pytest.mark.parametrize("threads", [1, None])
