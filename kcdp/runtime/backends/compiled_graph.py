@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class CompiledSession(Session):
         super().__init__(bundle)
         self.options, self.device = options, device
         self._library = require("openvino", "openvino")
-        core = self._library.Core()
+        core = shared_core(self._library)
         if (reason := unfit(bundle, options, device, native_bfloat16(core))) is not None:
             raise reason
         self.precision = chosen_precision(bundle.manifest, options, native_bfloat16(core))
@@ -143,7 +144,7 @@ class OpenVinoBackend(Backend):
         try:
             library = require("openvino", "openvino")
             version = str(library.__version__).split("-")[0]
-            devices = list(library.Core().available_devices)
+            devices = list(shared_core(library).available_devices)
         except KcdpError as error:
             return Status(ABSENT, "", error.received, _INSTALL)
         except Exception as error:
@@ -155,8 +156,8 @@ class OpenVinoBackend(Backend):
         return Status(USABLE, version)
 
     def unfit(self, bundle: Bundle, options: SessionOptions) -> KcdpError | None:
-        native = native_bfloat16(require("openvino", "openvino").Core())
-        return unfit(bundle, options, self.device, native)
+        core = shared_core(require("openvino", "openvino"))
+        return unfit(bundle, options, self.device, native_bfloat16(core))
 
     def open(self, bundle: Bundle, options: SessionOptions) -> Session:
         return CompiledSession(bundle, options, self.device)
@@ -201,6 +202,12 @@ def unfit(bundle: Bundle, options: SessionOptions, device: str, native: bool) ->
     if device == NPU and options.precision != "f16":
         return KcdpError(f"precision is {options.precision!r}", f"f16, which {_name(device)} always computes in")
     return None
+
+
+@lru_cache(maxsize=1)
+def shared_core(library: Any) -> Any:
+    """OpenVINO's core, one for the process: each loads its plugins anew, which takes longer than a small graph."""
+    return library.Core()
 
 
 def native_bfloat16(core: Any) -> bool:
