@@ -137,6 +137,19 @@ def test_arrays_that_are_not_contiguous_or_not_writable(tiny_bundle, name):
         assert (first == want[:2]).all() and (second == want[2:]).all(), "what was given out is not written over"
 
 
+def test_pictures_are_not_copied_on_their_way(tiny_bundle, make_bundle, tmp_path, monkeypatch):
+    """Neither whole batches nor the full parts of a fixed one; only the last part, which is filled up."""
+    run, fed = OnnxRuntimeSession._run, []
+    monkeypatch.setattr(OnnxRuntimeSession, "_run", lambda self, feed: fed.append(feed["images"]) or run(self, feed))
+    images = noise(5)
+    with open_session(tiny_bundle, "onnxruntime") as session:
+        session.run(images)
+    with open_session(fixed(make_bundle, tmp_path / "two.kcdp", 2), "onnxruntime") as session:
+        session.run(images)
+    assert [len(part) for part in fed] == [5, 2, 2, 2]
+    assert [np.shares_memory(part, images) for part in fed] == [True, True, True, False]
+
+
 @pytest.mark.parametrize("name", REAL)
 def test_eight_threads_run_one_session(tiny_bundle, name):
     batches = [noise(3, seed) for seed in range(8)]
