@@ -116,10 +116,11 @@ def open_pytorch(args: argparse.Namespace) -> tuple[Any, int]:
 def open_bundle(args: argparse.Namespace) -> tuple[Any, int]:
     """The bundle through the device runtime's session."""
     from kcdp.bundle import Bundle
-    from kcdp.runtime.session import OnnxRuntimeSession
+    from kcdp.runtime.backends.options import SessionOptions
+    from kcdp.runtime.backends.provider_session import OnnxRuntimeSession
 
     bundle = Bundle.open(args.model)
-    return OnnxRuntimeSession(bundle, threads=args.threads).run, bundle.manifest.preprocess.size
+    return OnnxRuntimeSession(bundle, SessionOptions(threads=args.threads)).run, bundle.manifest.preprocess.size
 
 
 def summarise(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:

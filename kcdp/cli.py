@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("kcdp.export.command", "turn a trained model into a bundle (also: python -m kcdp.export)"),
     "tag": ("kcdp.runtime.command", "tag pictures with a bundle (also: python -m kcdp.runtime)"),
     "serve": ("kcdp.runtime.command_serve", "tag pictures over HTTP"),
+    "doctor": ("kcdp.runtime.command_doctor", "what this machine can run and read, and what to install for the rest"),
 }
 
 EXIT_USER_ERROR = 2

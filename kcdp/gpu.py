@@ -37,7 +37,7 @@ def find_gpu(index: int = 0, driver: Any = None) -> Gpu | None:
         index: among the cards that CUDA_VISIBLE_DEVICES leaves visible.
         driver: stands in for the driver's library in tests.
     """
-    driver = _load_driver() if driver is None else driver
+    driver = load_driver() if driver is None else driver
     count, device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
     name = ctypes.create_string_buffer(_NAME_BYTES)
     if driver is None or driver.cuInit(0) != 0:
@@ -55,7 +55,8 @@ def find_gpu(index: int = 0, driver: Any = None) -> Gpu | None:
     return Gpu(name.value.decode("utf-8", "replace"), (major.value, minor.value))
 
 
-def _load_driver() -> Any:
+def load_driver() -> Any:
+    """The CUDA driver's library; None where there is none."""
     try:
         if sys.platform == "win32":
             return ctypes.WinDLL("nvcuda.dll")

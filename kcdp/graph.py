@@ -86,6 +86,15 @@ def tagging_graph(
     return GraphSpec(tuple(inputs), (logits,))
 
 
+#: Kinds of nodes of ONNX Runtime that multiply, fused ones included.
+PRODUCTS = frozenset({
+    "Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv", "GroupedConv", "ConvInteger", "QLinearConv",
+    "QLinearConvTranspose", "MatMul", "FusedMatMul", "FusedMatMulActivation", "GemmFastGelu", "Gemm", "FusedGemm",
+    "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm", "MatMulNBits",
+    "TransposeMatMul", "Einsum", "Attention", "QAttention", "MultiHeadAttention", "PackedMultiHeadAttention",
+    "GroupQueryAttention",
+})  # fmt: skip
+
 #: precision -> what an ONNX Runtime session of such a graph is told beside the usual. 8-bit weights are widened once,
 #: when the graph is opened; left to itself it widens them anew in every run.
 SESSION_ENTRIES: MappingProxyType[str, MappingProxyType[str, str]] = MappingProxyType({

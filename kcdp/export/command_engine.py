@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from kcdp.bundle import Bundle
+from kcdp.cache import ENVIRONMENT, cache_folder
 from kcdp.cli import say
 from kcdp.engine_file import MODULES, sidecar
 from kcdp.errors import KcdpError
@@ -16,7 +17,6 @@ from kcdp.export.engine.builder import BuildOptions
 from kcdp.export.engine.capabilities import check_capabilities
 from kcdp.export.engine.make import MadeEngine, make_engine, target_text
 from kcdp.export.engine.package import AUTO, RTX, open_package
-from kcdp.export.engine.store import ENVIRONMENT, cache_folder
 from kcdp.export.engine.tool_line import try_line
 from kcdp.export.engine.true_types import EngineTypeError
 from kcdp.gpu import find_gpu

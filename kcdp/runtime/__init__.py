@@ -16,12 +16,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kcdp.runtime.backends.options import SessionOptions
+    from kcdp.runtime.backends.registry import choose, open_session
     from kcdp.runtime.sources import find_pictures
     from kcdp.runtime.tagger import Tag, Tagger
 
-__all__ = ["Tag", "Tagger", "find_pictures"]
+__all__ = ["SessionOptions", "Tag", "Tagger", "choose", "find_pictures", "open_session"]
 
-_HOMES = {"Tag": "kcdp.runtime.tagger", "Tagger": "kcdp.runtime.tagger", "find_pictures": "kcdp.runtime.sources"}
+_HOMES = {
+    "Tag": "kcdp.runtime.tagger", "Tagger": "kcdp.runtime.tagger", "find_pictures": "kcdp.runtime.sources",
+    "SessionOptions": "kcdp.runtime.backends.options", "choose": "kcdp.runtime.backends.registry",
+    "open_session": "kcdp.runtime.backends.registry",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", help="write the rows here instead of to the terminal")
     parser.add_argument("--sheet", metavar="FILE.png", help="draw a contact sheet of the tagged pictures")
     parser.add_argument("--recursive", action="store_true", help="look into sub-folders too")
+    parser.add_argument("--backend", default="auto", metavar="NAME", help="default: the best here, see kcdp doctor")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at once (default: 16)")
 
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     _check_targets(args.out, args.sheet, items)
     form = args.format or _SUFFIXES.get(Path(args.out or "").suffix.lower(), "table")
     width = max(display_width(printable(item)) for item in items)
-    with Tagger.load(args.model, threads=args.threads, batch_size=args.batch_size) as tagger:
+    opened = Tagger.load(args.model, backend=args.backend, threads=args.threads, batch_size=args.batch_size)
+    with opened as tagger:
         if args.out:
             with atomic_file(args.out) as temporary, temporary.open("w", **TEXT) as stream:
                 result = _write(tagger, items, make_writer(form, stream, width), keep=bool(args.sheet))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from kcdp.bundle import Bundle
-from kcdp.errors import KcdpError, require
-from kcdp.graph import SESSION_ENTRIES, TensorSpec, tagging_graph
+from kcdp.errors import KcdpError
+from kcdp.graph import TensorSpec, tagging_graph
+
+#: Name, numpy's name of the type, and lengths (None where free) of an input or output.
+Tensor: TypeAlias = tuple[str, str, tuple[int | None, ...]]
 
 
 class NonFiniteLogits(KcdpError):
@@ -39,9 +42,14 @@ class Session(ABC):
     Args:
         bundle: an opened bundle.
 
+    Attributes:
+        why: what made ``kcdp.runtime.backends.registry`` take this backend; empty where nobody chose.
+
     Raises:
         KcdpError: the bundle's graph takes or gives something else than pictures and logits.
     """
+
+    why = ""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -66,9 +74,11 @@ class Session(ABC):
         return len(self._inputs) == 2
 
     def describe(self) -> dict[str, Any]:
-        """What runs where, in plain JSON types: backend, version, provider, threads, precision, input, output."""
+        """What runs where and why, in plain JSON types: backend, version, provider, threads, why, precision, input,
+        output, and what else the backend knows."""
         return {
             **self._describe(),
+            "why": self.why,
             "precision": str(self.bundle.manifest.precision.get("default", "unknown")),
             "input": ", ".join(spec.describe() for spec in self._inputs),
             "output": self._output.describe(),
@@ -142,9 +152,11 @@ class Session(ABC):
     def _run_fixed(self, feed: Mapping[str, np.ndarray], batch: int) -> np.ndarray:
         count, parts = len(feed["images"]), []
         for start in range(0, count, batch):
-            chosen = np.minimum(np.arange(start, start + batch), count - 1)  # the last picture fills up
+            chosen: Any = slice(start, start + batch)  # no copy
+            if start + batch > count:
+                chosen = np.minimum(np.arange(start, start + batch), count - 1)  # the last picture fills up
             parts.append(self._run({name: array[chosen] for name, array in feed.items()}))
-        return np.concatenate(parts)[:count]
+        return parts[0][:count] if len(parts) == 1 else np.concatenate(parts)[:count]
 
     def close(self) -> None:
         """Free the graph. Closing twice is fine."""
@@ -171,108 +183,39 @@ class Session(ABC):
         """Called once."""
 
 
-class OnnxRuntimeSession(Session):
-    """ONNX Runtime on the CPU.
-
-    Args:
-        bundle: an opened bundle.
-        threads: how many threads one ``run`` may use; None leaves it to ONNX Runtime (all cores).
-
-    Raises:
-        KcdpError: onnxruntime is not installed, the graph is damaged, or it is not what the manifest describes.
-    """
-
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
-        super().__init__(bundle)
-        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-            raise KcdpError(f"threads is {threads!r}", "a whole number from 1, or None for all cores")
-        self.threads = threads
-        self._library = require("onnxruntime", "runtime")
-        self._session: Any = self._open()
-        try:
-            self._compare(self._session.get_inputs(), bundle.manifest.graph.inputs, "input")
-            self._compare(self._session.get_outputs(), bundle.manifest.graph.outputs, "output")
-        except KcdpError:
-            self.close()
-            raise
-
-    def _open(self) -> Any:
-        options = self._library.SessionOptions()
-        options.log_severity_level = 4  # errors arrive as exceptions; ONNX Runtime would print them as well
-        options.inter_op_num_threads = 1
-        if self.threads is not None:
-            options.intra_op_num_threads = self.threads
-        precision = str(self.bundle.manifest.precision.get("default"))
-        for key, value in SESSION_ENTRIES.get(precision, {}).items():
-            options.add_session_config_entry(key, value)
-        path = self.bundle.model_path
-        if "operators-cuda" in self.bundle.manifest.needs:
-            raise KcdpError(
-                f"{self.bundle.path} is made of operators that ONNX Runtime has on CUDA GPUs alone",
-                "a bundle for processors, which is where this session runs", "export it with --target cpu or portable",
-            )  # fmt: skip
-        try:
-            return self._library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the library's exceptions share no base class
-            raise KcdpError(
-                f"ONNX Runtime {self._library.__version__} cannot open {path} ({_first_line(error)})",
-                "a sound ONNX graph",
-                'export the bundle again, or run: pip install -U "kcdp[runtime]"',
-            ) from error
-
-    def _compare(self, actual: Sequence[Any], declared: Sequence[TensorSpec], side: str) -> None:
-        """Order: names, dtypes, shapes; the first difference is reported."""
-        path, again = self.bundle.model_path, "export the bundle again"
-        got_names, want_names = [tensor.name for tensor in actual], [spec.name for spec in declared]
-        if got_names != want_names:
-            raise KcdpError(f"{path} has the {side}s {got_names}", f"{want_names} as in the manifest", again)
-        for tensor, spec in zip(actual, declared, strict=True):
-            dtype = _DTYPES.get(tensor.type, tensor.type)
-            shape = tuple(n if isinstance(n, int) else None for n in tensor.shape)
-            if (dtype, shape) != (spec.dtype, spec.shape):
-                dims = ", ".join("?" if n is None else str(n) for n in shape)
-                raise KcdpError(
-                    f"{path} has the {side} {tensor.name} {dtype} [{dims}]", f"{spec.describe()} as in the manifest",
-                    again,
-                )  # fmt: skip
-
-    def _run(self, feed: Mapping[str, np.ndarray]) -> np.ndarray:
-        session = self._session
-        try:
-            (logits,) = session.run([self._output.name], dict(feed))
-        except Exception as error:
-            count = len(feed["images"])
-            raise KcdpError(
-                f"ONNX Runtime failed on {self.bundle.model_path} with {count} pictures ({_first_line(error)})",
-                fix="try a smaller batch, or export the bundle again",
-            ) from error
-        return np.asarray(logits)
-
-    def _describe(self) -> dict[str, Any]:
-        return {
-            "backend": "onnxruntime",
-            "version": self._library.__version__,
-            "provider": "CPUExecutionProvider",
-            "threads": self.threads,
-        }
-
-    def _close(self) -> None:
-        self._session = None
-
-
-#: ONNX Runtime's type names -> numpy's.
-_DTYPES = {
-    "tensor(uint8)": "uint8", "tensor(int8)": "int8", "tensor(int32)": "int32", "tensor(int64)": "int64",
-    "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16", "tensor(float)": "float32",
-    "tensor(double)": "float64", "tensor(bool)": "bool", "tensor(string)": "str",
-}  # fmt: skip
-
-
 def _signature(tensors: Sequence[TensorSpec]) -> str:
     return ", ".join(f"{t.name} {t.dtype} {['N' if n is None else n for n in t.shape]}" for t in tensors) or "nothing"
 
 
-def _first_line(error: Exception) -> str:
-    """The library's message without its error code and its source file."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", text)
+def first_line(error: Exception) -> str:
+    """A library's message on one line, without its error code and the places in its source."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not _PLACE.match(line)]
+    return _CODE.sub("", (told or [type(error).__name__])[0])
+
+
+def compare_signature(bundle: Bundle, actual: Sequence[Tensor], declared: Sequence[TensorSpec], side: str) -> None:
+    """Order: names, types, shapes; the first difference is reported.
+
+    Args:
+        actual: name, numpy's name of the type, and lengths (None where free), as a library sees them.
+        declared: of the manifest.
+        side: "input" or "output".
+
+    Raises:
+        KcdpError: the graph is not what the manifest says.
+    """
+    path, again = bundle.model_path, "export the bundle again"
+    got_names, want_names = [tensor[0] for tensor in actual], [spec.name for spec in declared]
+    if got_names != want_names:
+        raise KcdpError(f"{path} has the {side}s {got_names}", f"{want_names} as in the manifest", again)
+    for (name, dtype, shape), spec in zip(actual, declared, strict=True):
+        if (dtype, tuple(shape)) != (spec.dtype, spec.shape):
+            dims = ", ".join("?" if n is None else str(n) for n in shape)
+            raise KcdpError(
+                f"{path} has the {side} {name} {dtype} [{dims}]", f"{spec.describe()} as in the manifest", again
+            )
+
+
+_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
+_PLACE = re.compile(r"^Exception from \S+:\d+:$")

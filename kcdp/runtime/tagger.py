@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from kcdp.bundle import Bundle, Manifest
+from kcdp.bundle import Manifest
 from kcdp.decoding import Source, decode, source_name
 from kcdp.errors import KcdpError
+from kcdp.runtime.backends.options import SessionOptions
+from kcdp.runtime.backends.registry import open_session
 from kcdp.runtime.items import Item, Prepared
-from kcdp.runtime.session import NonFiniteLogits, OnnxRuntimeSession, Session
+from kcdp.runtime.session import NonFiniteLogits, Session
 
 
 @dataclass(frozen=True)
@@ -65,25 +67,28 @@ class Tagger:
         if session.takes_knowledge:
             raise KcdpError(
                 f"{session.bundle.path} takes knowledge with every picture", "a bundle that finds it itself",
-                "export with --knowledge implicit or constant, or run kcdp.runtime.session.OnnxRuntimeSession with "
+                "export with --knowledge implicit or constant, or run kcdp.runtime.backends.registry.open_session with "
                 "tokens of kcdp.runtime.text.KnowledgeEncoder",
             )  # fmt: skip
         self.session, self.batch_size = session, batch_size
         self._temperature = float(session.bundle.manifest.calibration["temperature"])
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], *, threads: int | None = None, batch_size: int = 16) -> Tagger:
+    def load(
+        cls, path: str | os.PathLike[str], *, backend: str = "auto", threads: int | None = None, batch_size: int = 16
+    ) -> Tagger:
         """Open and check a bundle.
 
         Args:
             path: the bundle's folder, ``NAME.kcdp``.
+            backend: what runs it, a name of ``kcdp.runtime.backends.registry``; "auto": the best that is here.
             threads: how many threads one batch may use; None means all cores.
             batch_size: how many pictures go through the graph at once.
 
         Raises:
-            KcdpError: not a bundle, changed, made for a newer version, or onnxruntime is missing.
+            KcdpError: not a bundle, changed, made for a newer version, or the session library is missing.
         """
-        session = OnnxRuntimeSession(Bundle.open(os.fspath(path)), threads)
+        session = open_session(path, backend, options=SessionOptions(threads=threads))
         try:
             return cls(session, batch_size=batch_size)
         except KcdpError:

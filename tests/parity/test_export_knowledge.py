@@ -21,7 +21,7 @@ from kcdp.knowledge.triples import open_extractor, triples_text
 from kcdp.models.build import build_model
 from kcdp.models.lora import lora_parameters
 from kcdp.runtime import Tagger
-from kcdp.runtime.session import OnnxRuntimeSession
+from kcdp.runtime.backends.provider_session import OnnxRuntimeSession
 from kcdp.runtime.text import KnowledgeEncoder
 from kcdp.training.checkpoint import load_model, save_checkpoint
 

@@ -21,7 +21,7 @@ from kcdp.export.precision.census import PRODUCTS
 from kcdp.export.runners import usable
 from kcdp.export.targets import TARGETS
 from kcdp.graph import SESSION_ENTRIES
-from kcdp.runtime.session import OnnxRuntimeSession
+from kcdp.runtime.backends.provider_session import OnnxRuntimeSession
 from kcdp.training.checkpoint import load_model
 
 PHOTOS = "synthetic:photos?n=150&size=48&seed=9"

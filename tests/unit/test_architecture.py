@@ -27,7 +27,9 @@ MODULES = {
 
 STANDARD = {*sys.stdlib_module_names, "numpy", "PIL"}
 #: What a device may load when it is asked to: by ``require`` or ``import_module``, never by an import statement.
-SESSION_LIBRARIES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"}
+SESSION_LIBRARIES = {
+    "onnxruntime", "onnxruntime_ep_nv_tensorrt_rtx", "onnxruntime_qnn", "openvino", "tensorrt", "tensorrt_rtx",
+}  # fmt: skip
 #: What ``kcdp serve`` loads, in the same way.
 SERVER_LIBRARIES = {"fastapi", "h11", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn"}
 TOML = {"tomllib", "tomli"}  # the first is the standard library's from Python 3.11

@@ -12,6 +12,7 @@ import pytest
 from native_names import native_fields, used_names
 
 import kcdp.export.engine
+import kcdp.runtime.backends.engines
 from kcdp.export.engine.network import QUANTISED, TRANSPARENT
 from kcdp.export.engine.true_types import PRODUCTS, PROMISED
 
@@ -23,6 +24,10 @@ FIELDS = native_fields(SOURCES.values())
 #: What only tensorrt-rtx is asked for.
 RTX_ONLY = {"capabilities"}
 NAMES = {module: used_names(source, FIELDS) for module, source in SOURCES.items()}
+
+#: What runs an engine, and of it what only tensorrt-rtx is asked for.
+RUNNING = used_names(Path(kcdp.runtime.backends.engines.__file__).read_text(encoding="utf-8"))
+RUNNING_RTX = {"CudaGraphStrategy", "WHOLE_GRAPH_CAPTURE", "cuda_graph_strategy", "create_runtime_config"}
 
 #: Members of LayerType and DataType that are compared by name.
 LAYERS = PRODUCTS | TRANSPARENT | {QUANTISED}
@@ -75,6 +80,12 @@ def test_names_in_the_wheels(binding):
     assert absent(set(LAYERS | TYPES), binding) == []
 
 
+def test_names_that_run_an_engine(binding):
+    assert {"Runtime", "deserialize_cuda_engine", "set_tensor_address", "execute_async_v3", "OUTPUT"} <= RUNNING
+    assert not RUNNING & {"reason", "errors", "append", "reserve"}, "these are our own"
+    assert RUNNING_RTX < RUNNING and absent(RUNNING - RUNNING_RTX, binding) == []
+
+
 def test_what_is_only_asked_of_one_package_is_not_in_the_other(binding):
     assert absent(NAMES["capabilities"], binding) == sorted(NAMES["capabilities"])
 
@@ -82,7 +93,9 @@ def test_what_is_only_asked_of_one_package_is_not_in_the_other(binding):
 def test_names_in_the_installed_package():
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     known = {"__version__", *dir(trt)}.union(*(dir(value) for value in vars(trt).values() if isinstance(value, type)))
-    assert {name: sorted(names - known) for name, names in NAMES.items() if names - known} == {}
+    everything = {**NAMES, "running": RUNNING}
+    assert {name: sorted(names - known) for name, names in everything.items() if names - known} == {}
+    assert set(trt.CudaGraphStrategy.__members__) >= {"WHOLE_GRAPH_CAPTURE"}
     assert set(trt.LayerType.__members__) >= LAYERS and set(trt.DataType.__members__) >= TYPES
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from kcdp.cache import cache_folder
 from kcdp.engine_file import EngineKey, Place, misfits, model_digest, system_name
 from kcdp.errors import KcdpError
 from kcdp.export.engine.batches import BatchRange, check_batches
@@ -19,7 +20,7 @@ from kcdp.export.engine.messages import Messages, make_logger, one_line
 from kcdp.export.engine.network import Layer
 from kcdp.export.engine.package import open_package
 from kcdp.export.engine.progress import BuildProgress
-from kcdp.export.engine.store import cache_folder, cached_path, check_out
+from kcdp.export.engine.store import cached_path, check_out
 from kcdp.export.engine.tool_line import tool_line, try_line
 from kcdp.export.engine.true_types import EngineTypeError, Promise, check_kernels, check_network
 from kcdp.gpu import Gpu, find_gpu

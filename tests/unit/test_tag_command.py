@@ -57,6 +57,13 @@ def test_a_folder_gives_a_table(folder: Path, tag: Callable[..., tuple[int, str,
     assert [line.split()[:2] for line in lines[1:]] == [[f"s/{n}.png", label] for n, label in enumerate(LABELS)]
 
 
+def test_a_backend_by_name(folder: Path, tag: Callable[..., tuple[int, str, str]]) -> None:
+    rows = [tag("s", "--backend", name)[1] for name in ("onnxruntime", "openvino")]
+    assert rows[0] == rows[1] and rows[0]
+    status, out, err = tag("s", "--backend", "openvinno")
+    assert status == 2 and out == "" and "backend 'openvinno' (did you mean 'openvino'?); expected one of auto" in err
+
+
 def test_jsonl_in_order_with_sub_folders(folder: Path, tag: Callable[..., tuple[int, str, str]]) -> None:
     status, out, err = tag("s", "--recursive", "--format", "jsonl", "--batch-size", "2")
     rows = [json.loads(line) for line in out.splitlines()]

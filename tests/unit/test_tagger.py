@@ -22,7 +22,9 @@ from kcdp.errors import KcdpError
 from kcdp.graph import GraphSpec, TensorSpec, tagging_graph
 from kcdp.labels import LABELS
 from kcdp.runtime import Tag, Tagger, find_pictures
-from kcdp.runtime.session import NonFiniteLogits, OnnxRuntimeSession, Session
+from kcdp.runtime.backends.options import SessionOptions
+from kcdp.runtime.backends.provider_session import OnnxRuntimeSession
+from kcdp.runtime.session import NonFiniteLogits, Session
 from kcdp.runtime.tagger import softmax
 
 REPOSITORY = Path(kcdp.__file__).parents[1]
@@ -199,10 +201,13 @@ def test_describe(tiny_bundle: Bundle, tagger: Tagger) -> None:
     import onnxruntime
 
     description = tagger.describe()
+    first = "of onnxruntime-cuda, onnxruntime, openvino the first that runs this portable bundle of float32 here"
+    assert description["why"].startswith(f"{first} (onnxruntime-cuda: ")
     assert json.loads(json.dumps(description)) == {
         "bundle": str(tiny_bundle.path), "batch_size": 4, "backend": "onnxruntime",
         "version": onnxruntime.__version__, "provider": "CPUExecutionProvider", "threads": 1,
-        "precision": "float32", "input": "images uint8 [batch, 32, 32, 3]", "output": "logits float32 [batch, 6]",
+        "why": tagger.session.why, "precision": "float32",
+        "input": "images uint8 [batch, 32, 32, 3]", "output": "logits float32 [batch, 6]",
     }  # fmt: skip
 
 
@@ -330,7 +335,7 @@ def test_a_graph_that_fails_is_one_line(
     tmp_path: Path, make_bundle: Callable[..., Bundle], capfd: pytest.CaptureFixture[str]
 ) -> None:
     bundle = make_bundle(tmp_path / "dark.kcdp", fails_above=100)
-    with OnnxRuntimeSession(bundle, threads=1) as session:
+    with OnnxRuntimeSession(bundle, SessionOptions(threads=1)) as session:
         assert session.run(noise(3) // 4).shape == (3, 6)
         with pytest.raises(KcdpError) as caught:
             session.run(noise(3))
@@ -360,8 +365,15 @@ def test_whatever_a_session_returns_is_checked(tiny_bundle: Bundle, logits: np.n
 def test_a_missing_library_names_the_install_line(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(KcdpError) as caught:
+        Tagger.load(tiny_bundle.path, backend="onnxruntime")
+    missing = "the package 'onnxruntime' is not installed; run: pip install \"kcdp[runtime]\""
+    assert str(caught.value) == f"the backend onnxruntime is not installed: {missing}"
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(KcdpError) as caught:
         Tagger.load(tiny_bundle.path)
-    assert str(caught.value) == "the package 'onnxruntime' is not installed; run: pip install \"kcdp[runtime]\""
+    assert str(caught.value).startswith(f"nothing here runs {tiny_bundle.path} (portable, float32): onnxruntime-cuda: ")
+    assert f"onnxruntime: not installed: {missing}; openvino: not installed: " in str(caught.value)
+    assert str(caught.value).endswith('; run: pip install "kcdp[openvino]"')
 
 
 def test_find_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

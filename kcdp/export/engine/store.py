@@ -1,22 +1,14 @@
-"""Where engines are kept: never inside a bundle, which its manifest's hashes seal."""
+"""Names of engines: in the cache, under their key, and where the user says."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from kcdp.bundle import MANIFEST
 from kcdp.engine_file import SUFFIX, EngineDescription, EngineKey, read_engine_description, sidecar
 from kcdp.errors import KcdpError
 
-ENVIRONMENT = "KCDP_CACHE"
 _KEY_LETTERS = 16
-
-
-def cache_folder(given: str | None = None) -> Path:
-    """The folder of cached engines: inside ``given``, $KCDP_CACHE or ~/.cache/kcdp."""
-    root = given or os.environ.get(ENVIRONMENT)
-    return (Path(root) if root else Path.home() / ".cache" / "kcdp") / "engines"
 
 
 def cached_path(folder: Path, name: str, key: EngineKey) -> Path:

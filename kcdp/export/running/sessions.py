@@ -15,17 +15,9 @@ from kcdp.errors import KcdpError, require
 from kcdp.export.fusions.unfusing import expand_for_cpu
 from kcdp.export.running.rounding import WEIGHTS, round_in_float32
 from kcdp.export.running.runner import DoesNotRun, Executed, Feed, Port, Runner, executed, first_line, threads_or_all
-from kcdp.graph import SESSION_ENTRIES
+from kcdp.graph import PRODUCTS, SESSION_ENTRIES
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-#: Kinds of nodes that multiply, fused ones included.
-PRODUCTS = frozenset({
-    "Conv", "ConvTranspose", "FusedConv", "NhwcConv", "NhwcFusedConv", "GroupedConv", "ConvInteger", "QLinearConv",
-    "QLinearConvTranspose", "MatMul", "FusedMatMul", "FusedMatMulActivation", "GemmFastGelu", "Gemm", "FusedGemm",
-    "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm", "MatMulNBits",
-    "TransposeMatMul", "Einsum", "Attention", "QAttention", "MultiHeadAttention", "PackedMultiHeadAttention",
-    "GroupQueryAttention",
-})  # fmt: skip
 #: ONNX Runtime's names of types -> numpy's.
 _DTYPES = {"float": "float32", "double": "float64", "string": "str"}
 

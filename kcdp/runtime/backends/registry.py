@@ -1,0 +1,94 @@
+"""All backends by name, and a session on one of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from kcdp.bundle import Bundle
+from kcdp.engine_file import MODULES, SUFFIX
+from kcdp.errors import KcdpError, nearest
+from kcdp.runtime.backends.base import Backend
+from kcdp.runtime.backends.choice import Choice, pick
+from kcdp.runtime.backends.compiled_graph import CPU, GPU, NPU, OpenVinoBackend
+from kcdp.runtime.backends.engine_choice import bundle_of_engine
+from kcdp.runtime.backends.engines import EngineBackend
+from kcdp.runtime.backends.options import AUTO, DEFAULTS, SessionOptions
+from kcdp.runtime.backends.provider_backend import OnnxRuntimeBackend
+from kcdp.runtime.backends.providers import PROVIDERS
+from kcdp.runtime.session import Session
+
+_ALL: tuple[Backend, ...] = (
+    *map(OnnxRuntimeBackend, PROVIDERS.values()), *map(OpenVinoBackend, (CPU, GPU, NPU)), *map(EngineBackend, MODULES),
+)  # fmt: skip
+#: name -> backend.
+BACKENDS: Mapping[str, Backend] = MappingProxyType({backend.name: backend for backend in _ALL})
+
+
+def open_model(path: str | os.PathLike[str]) -> Bundle:
+    """A bundle's folder, or an engine with its description beside it.
+
+    Raises:
+        KcdpError: neither, or damaged.
+    """
+    return bundle_of_engine(path) if Path(path).suffix == SUFFIX else Bundle.open(os.fspath(path))
+
+
+def choose(bundle: Bundle, *, options: SessionOptions = DEFAULTS) -> Choice:
+    """Which backend ``open_session`` would take, why, and why not the others.
+
+    Raises:
+        KcdpError: none can run the bundle here; every reason is named.
+    """
+    return pick(bundle, BACKENDS, options)
+
+
+def open_session(
+    bundle: Bundle | str | os.PathLike[str], backend: str = AUTO, *, options: SessionOptions = DEFAULTS
+) -> Session:
+    """Open a bundle on a backend.
+
+    Args:
+        bundle: opened, or its path; or the path of an engine.
+        backend: a key of ``BACKENDS``, or "auto": the best that is here, see ``choose``. One that fails when it is
+            opened is an error, and no other is tried.
+
+    Returns:
+        A session; its ``describe()`` tells which backend it is on, and why.
+
+    Raises:
+        KcdpError: not a bundle; an unknown backend, or one that is not here (with the install line); an option that it
+            does not have; a bundle that it cannot run; or it would compute elsewhere than asked.
+    """
+    if not isinstance(bundle, Bundle):
+        bundle = open_model(bundle)
+    why = "asked for by name"
+    if backend == AUTO:
+        choice = choose(bundle, options=options)
+        backend, why = choice.backend, choice.why
+    else:
+        _check_named(bundle, backend, options)
+    session = BACKENDS[backend].open(bundle, options)
+    session.why = why
+    return session
+
+
+def _check_named(bundle: Bundle, name: str, options: SessionOptions) -> None:
+    if name not in BACKENDS:
+        known = f"one of {AUTO}, {', '.join(BACKENDS)}"
+        raise KcdpError(f"backend {name!r}{nearest(str(name), BACKENDS)}", known)
+    row = BACKENDS[name]
+    for option in options.given():
+        if option not in row.options:
+            able = [other.name for other in _ALL if option in other.options]
+            raise KcdpError(
+                f"option {option} for the backend {name}", f"of {', '.join(sorted(row.options))}",
+                f"{option} is an option of {', '.join(able)}",
+            )  # fmt: skip
+    status = row.status(options)
+    if not status.usable:
+        raise KcdpError(f"the backend {name} is {status.state}: {status.reason}", fix=status.fix)
+    if (reason := row.unfit(bundle, options)) is not None:
+        raise reason
