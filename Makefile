@@ -9,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # A test process per processor, four at most; each computes with one thread.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Pictures for the demo: an argument, else next to the project, else synthetic photographs.
 FER2013 ?= $(firstword $(wildcard ../shared/data/fer2013.zip fer2013.zip))
 

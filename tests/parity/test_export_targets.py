@@ -50,7 +50,7 @@ def steady(tmp_path_factory):
     Choosing two of them, and taking off what all pictures of a model as weak as this have in common, makes a hundred
     times more of a rounding.
     """
-    settings = ("model.head.normalize_v=false", "model.head.top_k=4", "model.head.hidden=128", "training.epochs=40")
+    settings = ("model.head.normalize_v=false", "model.head.top_k=4", "model.head.hidden=128", "training.epochs=24")
     return trained(tmp_path_factory.mktemp("steady") / "run", *settings)
 
 
