@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 from collections.abc import Iterable
 from types import ModuleType
+
+#: Read by packages when they are imported; a value that is set already stays. From 1.29 on, ONNX Runtime sends names
+#: and hashes of the graphs it opens to its maker unless told not to: pictures and models are the user's own business.
+QUIET = {"onnxruntime": ("ORT_DISABLE_TELEMETRY", "1")}
 
 
 class KcdpError(Exception):
@@ -30,11 +35,13 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional package, or say which extra brings it.
+    """Import an optional package, or say which extra brings it. It is told to report nothing home: see ``QUIET``.
 
     Raises:
         KcdpError: the package is not installed; the message holds the exact install line.
     """
+    if module in QUIET:
+        os.environ.setdefault(*QUIET[module])
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

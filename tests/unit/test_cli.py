@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import subprocess
 import sys
 import types
@@ -144,3 +145,17 @@ def test_a_reader_that_has_gone_away_is_no_mistake():
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == b"" and process.wait(30) == 0
+
+
+@pytest.mark.parametrize(("told", "quiet"), [(None, True), ("0", False)])
+def test_onnxruntime_is_told_to_report_nothing_home(tmp_path, told, quiet):
+    """It leaves an identity and a database of events behind where it may."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("ORT_DISABLE_TELEMETRY", "CI", "XDG_CACHE_HOME")}
+    environment |= {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    environment |= {} if told is None else {"ORT_DISABLE_TELEMETRY": told}
+    program = "import os; from kcdp.errors import require; require('onnxruntime', 'runtime')\n"
+    program += "print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (told or "1")
+    if quiet:
+        assert not list(tmp_path.rglob("*")), "nothing is left behind"
