@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,14 @@ from kcdp.errors import KcdpError
 from kcdp.runtime.backends.options import SessionOptions
 from kcdp.runtime.backends.registry import open_session
 from kcdp.runtime.items import Item, Prepared
+from kcdp.runtime.names import find_model
+from kcdp.runtime.pipeline import ClockedSpec, Reader, Stats, best_batch, flow, readers_here
 from kcdp.runtime.session import NonFiniteLogits, Session
+
+#: The label of a picture whose strongest emotion has less than the least confidence that was asked for.
+UNSURE = "unsure"
+#: Frames at once, until a measurement says better; and how many tags make a stream long enough for one.
+FIRST_BATCH, LONG_STREAM = 16, 64
 
 
 @dataclass(frozen=True)
@@ -26,8 +33,8 @@ class Tag:
 
     Attributes:
         path: the picture's path as it was given; ``<bytes 3>`` and the like for the fourth item if it has none.
-        label: the strongest of the six emotions; None where ``error`` is set.
-        confidence: its calibrated probability, 0..1; None where ``error`` is set.
+        label: the strongest of the six emotions, or "unsure"; None where ``error`` is set.
+        confidence: the calibrated probability of the strongest, 0..1; None where ``error`` is set.
         scores: probability of each emotion, in the order of the labels, sum 1; empty where ``error`` is set.
         error: one line, or None when all went well.
         frames: how many frames the picture has; 0 where ``error`` is set.
@@ -55,42 +62,65 @@ class Tagger:
 
     Args:
         session: an opened session; the tagger closes it.
-        batch_size: how many pictures go through the graph at once.
+        batch_size: how many pictures (frames, of animations) go through the graph at once; None: found by a short
+            measurement once a stream turns out to be long.
+        min_confidence: 0..1; a picture whose strongest emotion has less is "unsure".
+        threads: of the text graph, where the bundle takes captions; None: all cores.
+        readers: threads that read pictures; None: one for each processor.
+
+    Attributes:
+        stats: where the time went, since the tagger was made.
 
     Raises:
-        KcdpError: ``batch_size`` or the bundle's calibration makes no sense.
+        KcdpError: an argument or the bundle's calibration makes no sense.
     """
 
-    def __init__(self, session: Session, *, batch_size: int = 16) -> None:
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise KcdpError(f"batch_size is {batch_size!r}", "a whole number from 1")
+    def __init__(
+        self, session: Session, *, batch_size: int | None = 16, min_confidence: float = 0.0, threads: int | None = None,
+        readers: int | None = None,
+    ) -> None:  # fmt: skip
+        for name, number in (("batch_size", batch_size), ("readers", readers)):
+            if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+                raise KcdpError(f"{name} is {number!r}", "a whole number from 1")
+        if isinstance(min_confidence, bool) or not isinstance(min_confidence, (int, float)) or not (
+            0 <= min_confidence <= 1
+        ):  # fmt: skip
+            raise KcdpError(f"min_confidence is {min_confidence!r}", "a number from 0 to 1")
+        self.session, self.min_confidence = session, float(min_confidence)
+        self.stats = Stats()
+        self._measure = batch_size is None and session.batch is None
+        self.batch_size = self.stats.batch_size = batch_size or session.batch or FIRST_BATCH
+        manifest = session.bundle.manifest
+        self._temperature = float(manifest.calibration["temperature"])
+        self._spec = ClockedSpec.from_dict(manifest.preprocess.to_dict())
+        self._reader = Reader(readers or readers_here())
+        self._encoder = None
         if session.takes_knowledge:
-            raise KcdpError(
-                f"{session.bundle.path} takes knowledge with every picture", "a bundle that finds it itself",
-                "export with --knowledge implicit or constant, or run kcdp.runtime.backends.registry.open_session with "
-                "tokens of kcdp.runtime.text.KnowledgeEncoder",
-            )  # fmt: skip
-        self.session, self.batch_size = session, batch_size
-        self._temperature = float(session.bundle.manifest.calibration["temperature"])
+            from kcdp.runtime.text import KnowledgeEncoder
+
+            self._encoder = KnowledgeEncoder.open(session.bundle, threads=threads)
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], *, backend: str = "auto", threads: int | None = None, batch_size: int = 16
-    ) -> Tagger:
+        cls, path_or_name: str | os.PathLike[str], *, backend: str = "auto", threads: int | None = None,
+        batch_size: int | None = 16, min_confidence: float = 0.0, readers: int | None = None,
+    ) -> Tagger:  # fmt: skip
         """Open and check a bundle.
 
         Args:
-            path: the bundle's folder, ``NAME.kcdp``.
+            path_or_name: the bundle's folder, ``NAME.kcdp``, or its name; see ``kcdp.runtime.names``.
             backend: what runs it, a name of ``kcdp.runtime.backends.registry``; "auto": the best that is here.
             threads: how many threads one batch may use; None means all cores.
-            batch_size: how many pictures go through the graph at once.
+            batch_size, min_confidence, readers: see the class.
 
         Raises:
             KcdpError: not a bundle, changed, made for a newer version, or the session library is missing.
         """
-        session = open_session(path, backend, options=SessionOptions(threads=threads))
+        session = open_session(find_model(path_or_name), backend, options=SessionOptions(threads=threads))
         try:
-            return cls(session, batch_size=batch_size)
+            return cls(
+                session, batch_size=batch_size, min_confidence=min_confidence, threads=threads, readers=readers
+            )  # fmt: skip
         except KcdpError:
             session.close()
             raise
@@ -112,17 +142,18 @@ class Tagger:
         """
         return list(self.stream(items))
 
-    def stream(self, items: Source | Iterable[Source]) -> Iterator[Tag]:
-        """Like ``tag``, but takes items as it needs them and keeps no more than one batch of small arrays.
+    def stream(self, items: Source | Item | Iterable[Source | Item]) -> Iterator[Tag]:
+        """Like ``tag``, but takes items as it needs them and keeps no more than two batches of small arrays.
 
-        Tags come in groups: a batch is read before its first tag is given.
+        Threads read ahead while the graph runs. Tags come in groups: two batches are taken from ``items`` before the
+        first tag is given.
         """
-        one = isinstance(items, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image))
+        one = isinstance(items, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Item))
         if one or (isinstance(items, np.ndarray) and items.ndim in (2, 3)):
-            return self._stream(iter([items]))
+            return self._alone(items)
         if not isinstance(items, Iterable):
             raise KcdpError(f"items: received {type(items).__name__}", "a picture or an iterable of pictures")
-        return self._stream(iter(items))
+        return self._stream(items)
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Calibrated probabilities of preprocessed pictures.
@@ -148,6 +179,7 @@ class Tagger:
 
     def close(self) -> None:
         """Free the graph. Closing twice is fine."""
+        self._reader.close()
         self.session.close()
 
     def __enter__(self) -> Tagger:
@@ -166,14 +198,14 @@ class Tagger:
         """
         if not isinstance(item, Item):
             item = Item(name or source_name(item), item, caption)
-        if item.error is not None:
-            return Prepared.failed(item.name, item.error, caption=item.caption)
+        start = perf_counter()
         try:
-            source = item.source() if callable(item.source) else item.source
-            pixels = self.manifest.preprocess.apply(decode(source, name=item.name))[None]
+            return self._read(item)
         except KcdpError as error:
             return Prepared.failed(item.name, error, caption=item.caption)
-        return Prepared(item.name, pixels, caption=item.caption)
+        finally:
+            spent = ClockedSpec.take()
+            self.stats.add(decode=perf_counter() - start - spent, preprocess=spent)
 
     def finish(self, prepared: Sequence[Prepared]) -> list[Tag]:
         """Tags of stickers that were read, in their order, by as few runs of the graph as the batch size allows.
@@ -184,44 +216,88 @@ class Tagger:
             KcdpError: a closed tagger, or a failure inside the session library.
         """
         good = [one for one in prepared if one.error is None]
-        counts = [len(one.pixels) for one in good]
-        probabilities, finite = self._probabilities(good, counts)
-        ends = np.cumsum(counts)
-        found = {
-            id(one): (probabilities[end - count : end], bool(finite[end - count : end].all()))
-            for one, count, end in zip(good, counts, ends, strict=True)
-        }
-        tags = []
+        probabilities, finite = self._probabilities(good)
+        tags, row = [], 0
         for one in prepared:
+            rows = slice(row, row + len(one.pixels))
+            row = rows.stop
             if one.error is not None:
                 tags.append(Tag(one.name, None, None, error=str(one.error)))
-            elif not found[id(one)][1]:
+            elif not finite[rows].all():
                 tags.append(Tag(one.name, None, None, error=f"{one.name}: the graph gave logits that are not finite"))
             else:
-                tags.append(self._named(one, found[id(one)][0]))
+                tags.append(self._named(one, probabilities[rows]))
+        self.stats.add(
+            pictures=len(tags), frames=row, failed=sum(tag.error is not None for tag in tags),
+        )  # fmt: skip
         return tags
 
-    def _stream(self, items: Iterator[Any]) -> Iterator[Tag]:
-        numbered = enumerate(items)
-        # each picture shrinks to the model's size before the next is read
-        while prepared := [
-            self.prepare(item, name=None if isinstance(item, Item) else source_name(item, index))
-            for index, item in islice(numbered, self.batch_size)
-        ]:
-            yield from self.finish(prepared)
+    def _read(self, item: Item) -> Prepared:
+        if item.error is not None:
+            raise item.error
+        source = item.source() if callable(item.source) else item.source
+        pixels = self._spec.apply(decode(source, name=item.name))[None]
+        return Prepared(item.name, pixels, caption=item.caption)
 
-    def _probabilities(self, good: Sequence[Prepared], counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """float32 [sum of counts, 6], and for each row whether its logits were finite."""
+    def _alone(self, item: Any) -> Iterator[Tag]:
+        """One picture, without any thread."""
+        start = perf_counter()
+        tags = self.finish([self.prepare(item, name=None if isinstance(item, Item) else source_name(item, 0))])
+        self.stats.add(seconds=perf_counter() - start)
+        yield from tags
+
+    def _stream(self, items: Iterable[Any]) -> Iterator[Tag]:
+        def read(number: int, item: Any) -> Prepared:
+            return self.prepare(item, name=None if isinstance(item, Item) else source_name(item, number))
+
+        start = perf_counter()
+        try:
+            for number, tag in enumerate(flow(items, self._reader, read, self.finish, lambda: self.batch_size)):
+                if number == LONG_STREAM and self._measure:
+                    self._choose_batch()
+                yield tag
+        finally:
+            self.stats.add(seconds=perf_counter() - start)
+
+    def _choose_batch(self) -> None:
+        """The batch size that is fastest here, from runs on empty pictures."""
+        self._measure = False
+        size, tokens = self.manifest.preprocess.size, self._tokens([""])
+
+        def seconds(count: int) -> float:
+            images = np.zeros((count, size, size, 3), np.uint8)
+            knowledge = None if tokens is None else np.repeat(tokens, count, axis=0)
+            spent = []
+            for _ in range(2):
+                start = perf_counter()
+                self.session.run(images, knowledge)
+                spent.append(perf_counter() - start)
+            return min(spent)
+
+        self.batch_size = self.stats.batch_size = best_batch(seconds)
+
+    def _tokens(self, captions: Sequence[str]) -> np.ndarray | None:
+        """Knowledge for pictures with these captions; None where the graph takes none."""
+        return None if self._encoder is None else self._encoder.tokens(captions)
+
+    def _probabilities(self, good: Sequence[Prepared]) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [frames of all, 6], and for each row whether its logits were finite."""
         if not good:
             return np.empty((0, len(self.manifest.labels)), np.float32), np.empty(0, bool)
-        pixels = np.concatenate([one.pixels for one in good])
-        logits, finite = [], np.ones(len(pixels), bool)
-        for start in range(0, len(pixels), self.batch_size):
+        start_all = perf_counter()
+        pixels = np.concatenate([one.pixels for one in good]) if len(good) > 1 else good[0].pixels
+        owners = np.repeat(np.arange(len(good)), [len(one.pixels) for one in good])
+        logits, finite, size = [], np.ones(len(pixels), bool), self.batch_size
+        for start in range(0, len(pixels), size):
+            rows = slice(start, start + size)
+            own, places = np.unique(owners[rows], return_inverse=True)
+            tokens = self._tokens([good[i].caption or "" for i in own])
             try:
-                logits.append(self.session.run(pixels[start : start + self.batch_size]))
+                logits.append(self.session.run(pixels[rows], None if tokens is None else tokens[places]))
             except NonFiniteLogits as error:  # a fault of single pictures: the others keep their tags
                 logits.append(np.nan_to_num(error.logits))
                 finite[[start + row for row in error.rows]] = False
+        self.stats.add(inference=perf_counter() - start_all)
         return softmax(np.concatenate(logits), self._temperature), finite
 
     def _named(self, one: Prepared, probabilities: np.ndarray) -> Tag:
@@ -231,7 +307,8 @@ class Tagger:
         spread = float(weights @ np.abs(probabilities - mean).sum(axis=1) / 2)
         scores = {label: float(np.float32(p)) for label, p in zip(self.manifest.labels, mean, strict=True)}
         label = self.manifest.labels[int(mean.argmax())]
-        return Tag(one.name, label, scores[label], scores, frames=one.frames, spread=spread)
+        shown = label if scores[label] >= self.min_confidence else UNSURE
+        return Tag(one.name, shown, scores[label], scores, frames=one.frames, spread=spread)
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:

@@ -91,7 +91,7 @@ def test_rows_keep_their_order_and_broken_ones_are_rows(tagger: Tagger, pictures
     assert [tag.label for tag in tagger.tag([missing] * 9)] == [None] * 9, "whole batches may fail"
 
 
-def test_stream_reads_one_batch_ahead_and_no_more(tagger: Tagger) -> None:
+def test_stream_reads_two_batches_ahead_and_no_more(tagger: Tagger) -> None:
     taken: list[int] = []
 
     def items() -> Iterator[np.ndarray]:
@@ -102,8 +102,8 @@ def test_stream_reads_one_batch_ahead_and_no_more(tagger: Tagger) -> None:
     stream = tagger.stream(items())
     assert not taken, "nothing is read before the first tag is wanted"
     next(stream)
-    assert len(taken) == tagger.batch_size
-    assert len([next(stream) for _ in range(7)]) == 7 and len(taken) == 2 * tagger.batch_size
+    assert len(taken) == 2 * tagger.batch_size
+    assert len([next(stream) for _ in range(7)]) == 7 and len(taken) == 3 * tagger.batch_size
 
 
 def test_an_error_of_the_iterable_is_not_swallowed(tagger: Tagger) -> None:

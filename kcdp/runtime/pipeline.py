@@ -1,0 +1,183 @@
+"""Reading ahead: a few threads decode while the graph runs, results come in the order of the items, memory is bounded.
+
+Nothing here knows what a picture is: functions read one item and finish a batch of what was read.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from time import perf_counter
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from kcdp.preprocess import PreprocessSpec
+from kcdp.runtime.items import Prepared
+
+_Result = TypeVar("_Result")
+
+#: More threads than this only wait for the disk and for one another.
+MOST_READERS = 8
+
+
+class Stats:
+    """Where the time of tagging went. Several threads may add to one.
+
+    Attributes:
+        pictures: stickers that came out, failed ones included.
+        frames: pictures that went through the graph.
+        failed: stickers with an error.
+        seconds: wall clock of all streams together.
+        decode, preprocess, inference: seconds, summed over threads; they pass at the same time.
+        batch_size: in use.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.pictures = self.frames = self.failed = self.batch_size = 0
+        self.seconds = self.decode = self.preprocess = self.inference = 0.0
+
+    def add(self, **amounts: float) -> None:
+        """Add to attributes of these names."""
+        with self._lock:
+            for name, amount in amounts.items():
+                setattr(self, name, getattr(self, name) + amount)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        spent = self.decode + self.preprocess + self.inference
+        rate = self.pictures / self.seconds if self.seconds else 0.0
+        shares = ", ".join(
+            f"{name} {seconds:.2f} s ({seconds / spent if spent else 0:.0%})"
+            for name, seconds in (
+                ("decode", self.decode), ("preprocess", self.preprocess), ("inference", self.inference)
+            )
+        )  # fmt: skip
+        return [
+            f"{self.pictures} pictures ({self.frames} frames, {self.failed} failed) in {self.seconds:.2f} s: "
+            f"{rate:.1f} a second, {self.batch_size} frames at once",
+            f"time of all threads: {shares}",
+        ]
+
+
+class ClockedSpec(PreprocessSpec):
+    """The same preprocessing, which counts what its calls take in this thread."""
+
+    _own = threading.local()
+
+    def apply(self, image: Image.Image) -> np.ndarray:
+        """As ``PreprocessSpec.apply``."""
+        start = perf_counter()
+        try:
+            return super().apply(image)
+        finally:
+            self._own.spent = getattr(self._own, "spent", 0.0) + perf_counter() - start
+
+    @classmethod
+    def take(cls) -> float:
+        """Seconds that this thread has spent since it was asked last."""
+        spent: float = getattr(cls._own, "spent", 0.0)
+        cls._own.spent = 0.0
+        return spent
+
+
+def readers_here() -> int:
+    """How many threads read pictures by default: one for each processor that this process may use."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(count, MOST_READERS)
+
+
+class Reader:
+    """A pool of reading threads that is made when it is first needed, and shared by all streams.
+
+    Args:
+        workers: threads.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def submit(self, function: Callable[..., Prepared], *arguments: object) -> Future[Prepared]:
+        """Start reading one."""
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="kcdp-read")
+            return self._pool.submit(function, *arguments)
+
+    def close(self) -> None:
+        """Forget what has not begun; what has, ends by itself."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def flow(
+    items: Iterable[object],
+    reader: Reader,
+    read: Callable[[int, object], Prepared],
+    finish: Callable[[Sequence[Prepared]], Sequence[_Result]],
+    frames_at_once: Callable[[], int],
+) -> Iterator[_Result]:
+    """Results in the order of the items.
+
+    Two batches are read ahead: one that is being read while the other goes through the graph. Items are taken from
+    ``items`` in the thread that asks for results. Ending early (``close()``, or an exception) drops what was read.
+
+    Args:
+        items: taken as they are needed.
+        reader: runs ``read``.
+        read: number and item -> what ``finish`` takes; it does not raise.
+        finish: a batch -> its results.
+        frames_at_once: how many frames a batch should have; asked before each.
+    """
+    numbered, exhausted = enumerate(items), False
+    waiting: deque[Future[Prepared]] = deque()
+    try:
+        while True:
+            most, frames = frames_at_once(), 0
+            batch: list[Prepared] = []
+            while frames < most:
+                while not exhausted and len(waiting) + len(batch) < 2 * most:
+                    number, item = next(numbered, (-1, None))
+                    exhausted = number < 0
+                    if not exhausted:
+                        waiting.append(reader.submit(read, number, item))
+                if not waiting:
+                    break
+                batch.append(waiting.popleft().result())
+                frames += max(1, len(batch[-1].pixels))
+            if not batch:
+                return
+            yield from finish(batch)
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def best_batch(
+    seconds_of: Callable[[int], float], sizes: Sequence[int] = (1, 2, 4, 8, 16, 32), worth: float = 0.05
+) -> int:
+    """The smallest batch within 5 % of the best speed for each picture.
+
+    Args:
+        seconds_of: number of pictures -> seconds that a run of so many takes, measured.
+        sizes: what to try, rising; larger ones are left out once two in a row are no better.
+        worth: part of the speed that a larger batch has to bring.
+    """
+    found: dict[int, float] = {}
+    best, stale = float("inf"), 0
+    for size in sizes:
+        found[size] = seconds_of(size) / size
+        stale = 0 if found[size] < best * (1 - worth) else stale + 1
+        best = min(best, found[size])
+        if stale == 2:
+            break
+    return next(size for size, each in found.items() if each <= best * (1 + worth))

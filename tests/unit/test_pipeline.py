@@ -1,0 +1,228 @@
+"""Reading ahead: the order of the items, bounded, on several threads; sizes of batches; where the time went."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kcdp.errors import KcdpError
+from kcdp.labels import LABELS
+from kcdp.preprocess import PreprocessSpec
+from kcdp.runtime import Tagger
+from kcdp.runtime.items import Item, Prepared
+from kcdp.runtime.names import find_model
+from kcdp.runtime.pipeline import ClockedSpec, Reader, Stats, best_batch, flow
+from kcdp.runtime.tagger import FIRST_BATCH, LONG_STREAM, UNSURE
+
+
+def made(name, frames=1):
+    return Prepared(str(name), np.zeros((frames, 1, 1, 3), np.uint8), np.full(frames, 1 / frames, np.float32), frames)
+
+
+@pytest.fixture
+def reader():
+    pool = Reader(4)
+    yield pool
+    pool.close()
+
+
+def test_results_keep_the_order_whatever_reading_takes(reader):
+    threads = set()
+
+    def read(number, item):
+        threads.add(threading.get_ident())
+        time.sleep(random.Random(number).random() / 200)
+        return made(item)
+
+    found = list(flow(range(100), reader, read, lambda batch: [one.name for one in batch], lambda: 7))
+    assert found == [str(n) for n in range(100)]
+    assert len(threads) > 1 and threading.get_ident() not in threads
+
+
+def test_batches_are_full_and_count_frames(reader):
+    sizes = []
+
+    def finish(batch):
+        sizes.append(sum(len(one.pixels) for one in batch))
+        return batch
+
+    frames = [1, 1, 5, 1, 8, 1, 1, 1, 1]
+    assert len(list(flow(frames, reader, lambda n, f: made(n, f), finish, lambda: 4))) == len(frames)
+    assert sizes == [7, 9, 4]
+
+
+def test_reading_goes_on_while_a_batch_is_finished(reader):
+    read_all = threading.Event()
+    seen = []
+
+    def read(number, item):
+        seen.append(number)
+        if number == 7:
+            read_all.set()
+        return made(number)
+
+    def finish(batch):
+        assert read_all.wait(5), "the next batch is read meanwhile"
+        return batch
+
+    assert len(list(flow(range(8), reader, read, finish, lambda: 4))) == 8 and sorted(seen) == list(range(8))
+
+
+@pytest.mark.parametrize("how", ["close", "finish fails", "items fail"])
+def test_an_early_end_drops_what_was_read_ahead(reader, how):
+    begun = []
+
+    def items():
+        yield from range(5)
+        if how == "items fail":
+            raise RuntimeError("the caller's own")
+        yield from range(5, 1000)
+
+    def read(number, item):
+        begun.append(number)
+        time.sleep(0.01)
+        return made(number)
+
+    def finish(batch):
+        if how == "finish fails":
+            raise RuntimeError("the graph's own")
+        return batch
+
+    stream = flow(items(), reader, read, finish, lambda: 8)
+    if how == "close":
+        next(stream)
+        stream.close()
+    else:
+        with pytest.raises(RuntimeError, match="own"):
+            list(stream)
+    time.sleep(0.1)
+    count = len(begun)
+    time.sleep(0.1)
+    assert len(begun) == count <= 16, "nothing goes on behind the caller's back"
+
+
+def test_the_batch_size_is_the_smallest_that_is_nearly_best():
+    assert best_batch(lambda n: 1.0 * n) == 1, "nothing gained"
+    assert best_batch(lambda n: 10.0 + n) == 32, "the more the better"
+    assert best_batch(lambda n: n * (2.0 if n < 4 else 1.0)) == 4
+    tried = []
+    best_batch(lambda n: tried.append(n) or float(n))
+    assert tried == [1, 2, 4], "no time is spent where nothing is gained"
+
+
+def test_a_long_stream_measures_its_batch_size(tiny_bundle):
+    images = [np.full((8, 8, 3), n % 256, np.uint8) for n in range(LONG_STREAM + 40)]
+    with Tagger.load(tiny_bundle.path, backend="onnxruntime", threads=1, batch_size=None) as tagger:
+        few = tagger.tag(images[:10])
+        assert tagger.batch_size == FIRST_BATCH
+        many = tagger.tag(images)
+        assert tagger.batch_size in (1, 2, 4, 8, 16, 32) and not tagger._measure
+        assert [tag.label for tag in many[:10]] == [tag.label for tag in few]
+        assert [tag.path for tag in many] == [f"<array {n}>" for n in range(len(images))]
+    for wrong in (0, True, 2.5):
+        with pytest.raises(KcdpError, match=f"batch_size is {wrong}; expected a whole number from 1"):
+            Tagger.load(tiny_bundle.path, batch_size=wrong)
+
+
+def test_where_the_time_went(tiny_bundle):
+    with Tagger.load(tiny_bundle.path, backend="onnxruntime", batch_size=8) as tagger:
+        tags = tagger.tag([np.zeros((300, 300, 3), np.uint8)] * 20 + [b"no picture"])
+        stats = tagger.stats
+        assert (stats.pictures, stats.frames, stats.failed) == (21, 20, 1) and tags[-1].error
+        assert min(stats.decode, stats.preprocess, stats.inference, stats.seconds) > 0
+        assert stats.inference < stats.seconds
+        text = "\n".join(stats.lines())
+        assert "21 pictures (20 frames, 1 failed)" in text and "inference" in text and "8 frames at once" in text
+    assert "0 pictures" in Stats().lines()[0], "nothing is divided by zero"
+
+
+def test_a_clocked_preprocessing_is_the_same():
+    spec = PreprocessSpec(16)
+    clocked, picture = ClockedSpec.from_dict(spec.to_dict()), Image.linear_gradient("L")
+    ClockedSpec.take()
+    assert (clocked.apply(picture) == spec.apply(picture)).all()
+    assert 0 < ClockedSpec.take() < 5 and ClockedSpec.take() == 0
+
+
+def test_unsure(tiny_bundle, label_colours):
+    colours = [np.array(colour) * part // 4 for colour in label_colours.values() for part in (1, 2, 4)]
+    pictures = [np.full((8, 8, 3), colour, np.uint8) for colour in colours]
+    with Tagger.load(tiny_bundle.path) as tagger:
+        plain = tagger.tag(pictures)
+    middle = float(np.median([tag.confidence for tag in plain]))
+    with Tagger.load(tiny_bundle.path, min_confidence=middle) as tagger:
+        tags = tagger.tag(pictures)
+    assert {tag.label for tag in tags} > {UNSURE}
+    for before, tag in zip(plain, tags, strict=True):
+        assert tag.scores == before.scores and tag.confidence == before.confidence
+        assert tag.label == (before.label if before.confidence >= middle else UNSURE)
+    for wrong in (-0.1, 1.1, True, "x", float("nan")):
+        with pytest.raises(KcdpError, match=r"min_confidence is .*expected a number from 0 to 1"):
+            Tagger.load(tiny_bundle.path, min_confidence=wrong)
+
+
+def test_frames_are_averaged_by_the_time_they_show(tiny_bundle, label_colours):
+    size = tiny_bundle.manifest.preprocess.size
+    colours = [np.full((size, size, 3), colour, np.uint8) for colour in list(label_colours.values())[:2]]
+    with Tagger.load(tiny_bundle.path, backend="onnxruntime", batch_size=1) as tagger:
+        first, second = tagger.predict(np.stack(colours))
+        weights = np.array([0.75, 0.25], np.float32)
+        (tag,) = tagger.finish([Prepared("x", np.stack(colours), weights, 30)])
+        (still,) = tagger.finish([Prepared("y", colours[0][None])])
+    mean = 0.75 * first + 0.25 * second
+    assert list(tag.scores.values()) == pytest.approx(mean.tolist(), abs=1e-6) and tag.frames == 30
+    apart = np.abs(first - second).sum() / 2  # an average frame is 2 * 0.75 * 0.25 of it from their mean
+    assert tag.spread == pytest.approx(2 * 0.75 * 0.25 * apart, abs=1e-6) and still.spread == 0 and still.frames == 1
+
+
+def test_items_have_names_errors_and_bytes_that_are_read_in_their_turn(tiny_bundle, tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (9, 9)).save(path)
+    items = [Item("pack.zip/a.png", path.read_bytes), Item("b", error=KcdpError("b is lost")), Item("c", str(path))]
+    with Tagger.load(tiny_bundle.path) as tagger:
+        tags = tagger.tag(items)
+        assert [tag.path for tag in tags] == ["pack.zip/a.png", "b", "c"] and tags[0].scores == tags[2].scores
+        assert tags[1].error == "b is lost" and tags[1].frames == 0 and tags[1].spread is None
+        assert tagger.tag(items[0]) == [tags[0]]
+
+
+def test_streams_at_once_do_not_mix(tiny_bundle, label_colours):
+    colours = list(label_colours.values())
+    found = {}
+
+    with Tagger.load(tiny_bundle.path, threads=1, batch_size=3) as tagger:
+
+        def work(start):
+            pictures = [np.full((8, 8, 3), colours[(start + n) % 6], np.uint8) for n in range(50)]
+            found[start] = [tag.label for tag in tagger.stream(pictures)]
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for start, labels in found.items():
+        assert labels == [LABELS[(start + n) % 6] for n in range(50)]
+    with pytest.raises(KcdpError, match="is closed"):
+        tagger.tag(np.zeros((8, 8, 3), np.uint8))
+
+
+def test_a_bundle_by_its_name(tiny_bundle, tmp_path, monkeypatch):
+    home = tmp_path / "models"
+    home.mkdir()
+    (home / "stickers.kcdp").symlink_to(tiny_bundle.path)
+    monkeypatch.setenv("KCDP_MODELS", f"{tmp_path / 'none'}:{home}")
+    monkeypatch.setenv("KCDP_CACHE", str(tmp_path / "cache"))
+    assert find_model("stickers") == find_model("stickers.kcdp") == home / "stickers.kcdp"
+    with Tagger.load("stickers") as tagger:
+        assert tagger.tag(np.zeros((8, 8), np.uint8))[0].error is None
+    with pytest.raises(KcdpError, match=r"stickerz is not there \(did you mean 'stickers'\?\).*one of stickers"):
+        find_model("stickerz")
+    monkeypatch.chdir(home)
+    assert str(find_model("stickers")) == "stickers.kcdp"
+    assert find_model(tmp_path / "no.kcdp") == tmp_path / "no.kcdp", "a path stays one"
