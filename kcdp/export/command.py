@@ -98,20 +98,18 @@ def run(args: argparse.Namespace) -> int:
         return 0
     signature = f"{', '.join(facts['inputs'])} -> {', '.join(facts['outputs'])}"
     say(f"{facts['bundle']}: {facts['bytes'] / 1e6:.1f} MB, {signature}")
-    say(f"next: {next_command(facts['bundle'], facts['target'], facts['knowledge'])}")
+    say(f"next: {next_command(facts['bundle'], facts['target'])}")
     return 0
 
 
-def next_command(bundle: object, target: str, knowledge: str) -> str:
+def next_command(bundle: object, target: str) -> str:
     """What to type when a bundle is there.
 
     Args:
-        target, knowledge: its own; a bundle that takes captions is not tagged with yet.
+        target: its own.
     """
     if target == "tensorrt":
         return f"python -m kcdp.export engine {bundle}"
     if target == "cuda":
         return f"python -m kcdp.export check {bundle} --run RUN --runtime onnxruntime-cuda   (on its GPU)"
-    if knowledge == "input":
-        return f"python -m kcdp.export info {bundle}"
     return f"kcdp tag PICTURES --model {bundle}"

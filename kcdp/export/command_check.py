@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     print(report.summary())
     print(f"parity gate {'passed' if report.passed else 'FAILED'}")
     if report.passed:
-        print(f"next: {next_command(args.bundle, manifest.target, manifest.knowledge['mode'])}")
+        print(f"next: {next_command(args.bundle, manifest.target)}")
     else:
         print(f"next: python -m kcdp.export {args.run} --out NAME.kcdp, and compare the versions of the runtimes")
     return 0 if report.passed else 1

@@ -24,9 +24,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(bundle.manifest.to_dict()))
         return 0
     print("\n".join(lines(bundle)))
-    mode = bundle.manifest.knowledge["mode"]
-    check = f"python -m kcdp.export check {bundle.path} --run RUN"
-    print(f"next: {check if mode == 'input' else next_command(bundle.path, bundle.manifest.target, mode)}")
+    print(f"next: {next_command(bundle.path, bundle.manifest.target)}")
     return 0
 
 

@@ -22,6 +22,8 @@ from kcdp.models.build import build_model
 from kcdp.models.lora import lora_parameters
 from kcdp.runtime import Tagger
 from kcdp.runtime.backends.provider_session import OnnxRuntimeSession
+from kcdp.runtime.items import Item
+from kcdp.runtime.tagger import softmax
 from kcdp.runtime.text import KnowledgeEncoder
 from kcdp.training.checkpoint import load_model, save_checkpoint
 
@@ -137,7 +139,7 @@ def test_captions_on_the_device(told, tmp_path, capsys):
     assert main(["export", str(told), "--out", str(out), *CHECK]) == 0
     printed = capsys.readouterr().out
     assert "text: states within" in printed
-    assert printed.splitlines()[-1] == f"next: python -m kcdp.export info {out}"
+    assert printed.splitlines()[-1] == f"next: kcdp tag PICTURES --model {out}"
     bundle = Bundle.open(out)
     assert {"model.onnx", "text.onnx", "tokenizer.json", "parity.md"} <= set(bundle.manifest.files)
     assert bundle.manifest.needs == ("onnx", "knowledge-input") and bundle.manifest.parity["text"]["texts"] > 1
@@ -163,8 +165,10 @@ def test_captions_on_the_device(told, tmp_path, capsys):
             session.run(images)
         with pytest.raises(KcdpError, match=r"received float32 \[2, 48, 32\]; expected float32 \[3, 48, 32\]"):
             session.run(images, tokens[:2])
-        with pytest.raises(KcdpError, match="takes knowledge with every picture"):
-            Tagger(session)
+        with Tagger(session, batch_size=2) as tagger:  # captions go to batches with their pictures
+            items = [Item(f"{i}", pictures.image(i), caption or None) for i, caption in enumerate(captions)]
+            scores = np.array([list(tag.scores.values()) for tag in tagger.tag(items)])
+    np.testing.assert_allclose(scores, softmax(want), atol=1e-5)
 
 
 def test_one_text_for_all_pictures(told, tmp_path):
