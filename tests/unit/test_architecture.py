@@ -28,6 +28,8 @@ MODULES = {
 STANDARD = {*sys.stdlib_module_names, "numpy", "PIL"}
 #: What a device may load when it is asked to: by ``require`` or ``import_module``, never by an import statement.
 SESSION_LIBRARIES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"}
+#: What reads more kinds of stickers, in the same way.
+STICKER_LIBRARIES = {"rlottie_python", "av", "pillow_heif"}
 TOML = {"tomllib", "tomli"}  # the first is the standard library's from Python 3.11
 DATA_TOOLS = {"tqdm", "resvg_py"}
 #: What a device needs of kcdp.knowledge, to read captions as training does: modules, and folders of them.
@@ -45,9 +47,9 @@ FORBIDDEN = {
 }
 #: Packages that are wrapped somewhere; a module of the same name hides which of the two is meant.
 WRAPPED = {
-    "accelerate", "diffusers", "matplotlib", "numpy", "onnx", "onnxruntime", "onnxscript", "openclip", "openvino",
-    "peft", "pil", "pillow", "resvgpy", "safetensors", "scipy", "sklearn", "tensorboard", "tensorrt", "tensorrtrtx",
-    "timm", "tomli", "torch", "torchvision", "tqdm", "transformers",
+    "accelerate", "av", "diffusers", "matplotlib", "numpy", "onnx", "onnxruntime", "onnxscript", "openclip", "openvino",
+    "peft", "pil", "pillow", "pillowheif", "resvgpy", "rlottiepython", "safetensors", "scipy", "sklearn",
+    "tensorboard", "tensorrt", "tensorrtrtx", "timm", "tomli", "torch", "torchvision", "tqdm", "transformers",
 }  # fmt: skip
 #: Written so that this file does not match itself.
 TRACES = re.compile(
@@ -172,7 +174,7 @@ def test_the_modules_were_found():
 
 
 def test_the_torch_free_part_imports_only_what_a_device_has():
-    lazy = SESSION_LIBRARIES | TOML
+    lazy = SESSION_LIBRARIES | STICKER_LIBRARIES | TOML
     report({name: foreign_imports(MODULES[name], ("", "runtime"), lazy) for name in TORCH_FREE})
 
 
@@ -225,7 +227,8 @@ def test_no_file_names_a_machine():
 def test_the_torch_free_part_loads_nothing_else():
     """What the source says, tried: all of it imported in a process of its own."""
     names = [name for name in (*TORCH_FREE, *READERS) if not name.endswith("__main__")]
-    heavy = sorted({*SESSION_LIBRARIES, *DATA_TOOLS, "torch", "torchvision", "onnx", "diffusers", "sklearn"})
+    lazy = {*SESSION_LIBRARIES, *STICKER_LIBRARIES, *DATA_TOOLS}
+    heavy = sorted({*lazy, "torch", "torchvision", "onnx", "diffusers", "sklearn"})
     probe = f"import sys, importlib\nfor n in {names}: importlib.import_module(n)\n"
     probe += f"print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)
