@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 
 from kcdp.bundle import Bundle, Manifest
-from kcdp.decoding import Source, decode, source_name
+from kcdp.decoding import Source, source_name
 from kcdp.errors import KcdpError
 from kcdp.runtime.items import Item, Prepared
+from kcdp.runtime.media.frames import read_frames
 from kcdp.runtime.session import NonFiniteLogits, OnnxRuntimeSession, Session
 
 
@@ -165,10 +166,10 @@ class Tagger:
             return Prepared.failed(item.name, item.error, caption=item.caption)
         try:
             source = item.source() if callable(item.source) else item.source
-            pixels = self.manifest.preprocess.apply(decode(source, name=item.name))[None]
+            pixels, weights, frames = read_frames(source, self.manifest.preprocess, name=item.name)
         except KcdpError as error:
             return Prepared.failed(item.name, error, caption=item.caption)
-        return Prepared(item.name, pixels, caption=item.caption)
+        return Prepared(item.name, pixels, weights, frames, caption=item.caption)
 
     def finish(self, prepared: Sequence[Prepared]) -> list[Tag]:
         """Tags of stickers that were read, in their order, by as few runs of the graph as the batch size allows.
