@@ -57,11 +57,17 @@ def outline(data: bytes, form: str, name: str) -> Outline | None:
         return reader(data) if reader else None
     except _TooMany as error:
         raise KcdpError(f"{name} has more than {error} in it", "a picture", "save it again") from None
+    except _Cut:
+        raise KcdpError(f"{name} is truncated or damaged (a frame is cut off)", "a whole picture", "copy it again") from None
     except (StructError, IndexError):
-        return None  # cut off: the decoder says so
+        return None  # cut off before there is a whole picture: the decoder says so
 
 
 class _TooMany(Exception):
+    pass
+
+
+class _Cut(Exception):
     pass
 
 
@@ -115,20 +121,26 @@ def _gif(data: bytes) -> Outline | None:
     """GIF89a specification, 1990. Bytes between blocks are skipped, as Pillow does."""
     blocks = _Counted(data)
     width, height, flags = unpack_from("<HHB", data, 6)
-    start, duration, durations = 13 + _colours(flags), 0.0, []
-    while start < len(data) and data[start] != 0x3B:
-        kind, start = data[start], start + 1
-        if kind == 0x21:
-            if data[start] == 0xF9:
-                duration = 10.0 * unpack_from("<H", data, start + 3)[0]
-            start = blocks.skip(start + 1)
-        elif kind == 0x2C:
-            left, top, across, down, flags = unpack_from("<HHHHB", data, start)
-            width, height = max(width, left + across), max(height, top + down)  # Pillow widens the canvas
-            durations.append(as_shown(duration))
-            duration, start = 0.0, blocks.skip(start + 10 + _colours(flags))
-        else:
-            blocks.count()
+    durations: list[float] = []
+    start, duration = 13 + _colours(flags), 0.0
+    try:
+        while start < len(data) and data[start] != 0x3B:
+            kind, start = data[start], start + 1
+            if kind == 0x21:
+                if data[start] == 0xF9:
+                    duration = 10.0 * unpack_from("<H", data, start + 3)[0]
+                start = blocks.skip(start + 1)
+            elif kind == 0x2C:
+                durations.append(as_shown(duration))
+                left, top, across, down, flags = unpack_from("<HHHHB", data, start)
+                width, height = max(width, left + across), max(height, top + down)  # Pillow widens the canvas
+                duration, start = 0.0, blocks.skip(start + 10 + _colours(flags))
+            else:
+                blocks.count()
+    except (StructError, IndexError):
+        if len(durations) > 1:  # Pillow would play the frames before it
+            raise _Cut from None
+        return None
     return Outline((width, height), tuple(durations)) if len(durations) > 1 else None
 
 

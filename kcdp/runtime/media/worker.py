@@ -153,7 +153,7 @@ class _Pool:
     def _taken(self, memory: int) -> _Worker | None:
         with self._lock:
             for place, worker in enumerate(self._idle):
-                if worker.memory == memory:
+                if worker.memory == memory and worker.alive:
                     return self._idle.pop(place)
         return None
 
