@@ -72,5 +72,5 @@ def find_pictures(paths: Paths, *, recursive: bool = False) -> Iterator[str]:
                 yield found  # a folder that is a path of its own becomes an error row that says so
 
 
-def _listed(paths: Paths) -> list[str]:
-    return [os.fspath(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
+def _listed(paths: Paths) -> Iterator[str]:
+    return (os.fspath(path) for path in ([paths] if isinstance(paths, (str, os.PathLike)) else paths))

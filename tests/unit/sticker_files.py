@@ -122,14 +122,15 @@ def moving(count: int, side: int = 40, seed: int = 0) -> list[Image.Image]:
 
 def lottie(frames: int = 60, **changes: Any) -> dict[str, Any]:
     """A square that moves from the left to the right edge, half transparent."""
+    place = {"p": {"k": [0, 0]}, "a": {"k": [0, 0]}, "s": {"k": [100, 100]}, "r": {"k": 0}, "o": {"k": 100}}
     square = {
         "ty": "gr",
         "it": [
             {"ty": "rc", "p": {"k": [0, 0]}, "s": {"k": [160, 160]}, "r": {"k": 0}},
             {"ty": "fl", "c": {"k": [1, 0, 0, 1]}, "o": {"k": 100}},
-            {"ty": "tr", "p": {"k": [0, 0]}, "a": {"k": [0, 0]}, "s": {"k": [100, 100]}, "r": {"k": 0}, "o": {"k": 100}},
+            {"ty": "tr", **place},
         ],
-    }  # fmt: skip
+    }
     ease = {"i": {"x": [1], "y": [1]}, "o": {"x": [0], "y": [0]}}
     moves = {"a": 1, "k": [{"t": 0, "s": [80, 256, 0], "e": [432, 256, 0], **ease}, {"t": frames}]}
     still = {"o": {"k": 50}, "a": {"k": [0, 0, 0]}, "s": {"k": [100, 100, 100]}, "r": {"k": 0}}
@@ -142,22 +143,30 @@ def tgs(content: Any = None) -> bytes:
     return gzip.compress(json.dumps(lottie() if content is None else content).encode(), mtime=0)
 
 
-def webm(count: int = 10, size: tuple[int, int] = (64, 64), codec: str = "libvpx-vp9", alpha: bool = True) -> bytes:
+def webm(
+    count: int = 10,
+    size: tuple[int, int] = (64, 64),
+    *,
+    codec: str = "libvpx-vp9",
+    alpha: bool = True,
+    container: str = "webm",
+) -> bytes:
     """Red above; below transparent in the first half of the frames, then half transparent and ever greener."""
     stream = io.BytesIO()
-    with av.open(stream, "w", format="webm") as container:
-        video = container.add_stream(codec, rate=30)
+    with av.open(stream, "w", format=container) as output:
+        video = output.add_stream(codec, rate=30)
         video.width, video.height = size
         video.pix_fmt = "yuva420p" if alpha else "yuv420p"
-        video.options = {"auto-alt-ref": "0"}  # with alpha, libvpx can do no other
+        if alpha:
+            video.options = {"auto-alt-ref": "0"}  # libvpx can do no other with alpha
         for index in range(count):
             pixels = np.zeros((size[1], size[0], 4), np.uint8)
             pixels[: size[1] // 2] = RED
             pixels[size[1] // 2 :] = (0, 200 * index // count, 0, 0 if index < count // 2 else 128)
             for packet in video.encode(av.VideoFrame.from_ndarray(pixels, format="rgba")):
-                container.mux(packet)
+                output.mux(packet)
         for packet in video.encode():
-            container.mux(packet)
+            output.mux(packet)
     return stream.getvalue()
 
 
@@ -264,8 +273,12 @@ def seeds() -> dict[str, bytes]:
     if av is not None:
         files["webm"] = webm()
         files["webm vp8"] = webm(codec="libvpx", alpha=False)
-    files["zip"] = zipped({"a.png": known["PNG RGBA"], "d/b.webp": known["WebP lossy"], "emoji.txt": b'{"a": "\xe2\x98\x95"}'})
+    inside = {"a.png": known["PNG RGBA"], "d/b.webp": known["WebP lossy"], "emoji.txt": b'{"a": "\xe2\x98\x95"}'}
+    files["zip"] = zipped(inside)
     return files
+
+
+_NUMBERS = (b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\0\xff\xff")
 
 
 def damaged(data: bytes, others: Sequence[bytes], rng: np.random.Generator) -> bytes:
@@ -288,7 +301,7 @@ def damaged(data: bytes, others: Sequence[bytes], rng: np.random.Generator) -> b
         changed[:head] = others[int(rng.integers(len(others)))][:head]
     else:
         for place in rng.integers(0, max(1, min(200, len(data) - 4)), 2):
-            changed[place : place + 4] = rng.choice([b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\0\xff\xff"])
+            changed[place : place + 4] = _NUMBERS[int(rng.integers(len(_NUMBERS)))]
     return bytes(changed)
 
 
@@ -303,7 +316,25 @@ def damaged_tgs(data: bytes, rng: np.random.Generator) -> bytes:
     return gzip.compress(json.dumps(content).encode(), mtime=0)
 
 
-_VALUES: tuple[Any, ...] = (-1, 0, 1e30, -1e30, 2**31, 2**63, 1e-9, None, True, "", "x", [], {}, [1], [[]], {"k": []}, 1.5)
+_VALUES: tuple[Any, ...] = (
+    -1,
+    0,
+    1e30,
+    -1e30,
+    2**31,
+    2**63,
+    1e-9,
+    None,
+    True,
+    "",
+    "x",
+    [],
+    {},
+    [1],
+    [[]],
+    {"k": []},
+    1.5,
+)
 
 
 def _change_a_value(content: Any, rng: np.random.Generator) -> None:

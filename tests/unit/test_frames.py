@@ -105,7 +105,11 @@ def test_choosing_frames_by_hand() -> None:
     assert choose_frames([1, 3], 8) == {0: 0.25, 1: 0.75}
     assert choose_frames([5], 1) == {0: 1.0}
     assert choose_frames([1, 1, 1, 1], 2) == {1: 0.5, 3: 0.5}  # instants 1 and 3: a frame begins, and shows
-    assert choose_frames([10, 1, 1, 10], 3) == {0: pytest.approx(1 / 3), 2: pytest.approx(1 / 3), 3: pytest.approx(1 / 3)}
+    assert choose_frames([10, 1, 1, 10], 3) == {
+        0: pytest.approx(1 / 3),
+        2: pytest.approx(1 / 3),
+        3: pytest.approx(1 / 3),
+    }
     assert choose_frames([1, 97, 1, 1], 2) == {1: 1.0}
 
 
@@ -184,7 +188,9 @@ def test_a_png_that_promises_more_frames_than_it_has() -> None:
     start = data.index(b"acTL")
     data[start + 4 : start + 8] = struct.pack(">I", 4)
     data[start + 12 : start + 16] = struct.pack(">I", zlib.crc32(data[start : start + 12]))
-    assert reason(bytes(data)) == "x is truncated or damaged (frames are missing); expected a whole picture; copy it again"
+    assert (
+        reason(bytes(data)) == "x is truncated or damaged (frames are missing); expected a whole picture; copy it again"
+    )
 
 
 def long_gif(frames: int, side: int = 1) -> bytes:
@@ -200,7 +206,9 @@ def test_limits_of_animations() -> None:
     for form in LOSSLESS:
         pixels, weights, frames = read_frames(animated(form, [RED, GREEN, BLUE], 100), SPEC, limits=limits)
         assert frames == 3 and len(pixels) == 2 and weights.tolist() == [0.5, 0.5]
-        assert reason(animated(form, [RED, GREEN, BLUE, RED], 100), limits=limits).startswith("x has 4 frames; expected at")
+        assert reason(animated(form, [RED, GREEN, BLUE, RED], 100), limits=limits).startswith(
+            "x has 4 frames; expected at"
+        )
         assert reason(animated(form, [RED, GREEN, BLUE], 100, side=25), limits=limits) == (
             "x has 3 frames of 25 x 25 pixels (0.0 megapixels); expected at most 0.001728 megapixels; "
             "make it smaller or shorter first"
@@ -228,7 +236,9 @@ def test_limits_of_stills(tmp_path: Path) -> None:
 def test_a_gif_whose_later_frame_widens_the_canvas() -> None:
     wide = b"!\xf9\4\0\2\0\0\0" + b",\0\0\0\0" + struct.pack("<HH", 65_000, 65_000) + b"\0\2\2D\1\0"
     data = long_gif(3)[:-1] + wide + b";"
-    assert reason(data).startswith("x has 4 frames of 65000 x 65000 pixels (16900.0 megapixels); expected at most 150 mega")
+    assert reason(data).startswith(
+        "x has 4 frames of 65000 x 65000 pixels (16900.0 megapixels); expected at most 150 mega"
+    )
 
 
 def test_files_of_nothing_but_tiny_blocks() -> None:
@@ -249,7 +259,10 @@ def test_files_of_nothing_but_tiny_blocks() -> None:
         (b"", "x is empty (0 bytes); expected a picture file; copy it again"),
         (b"hello, world", "x is not a picture (it begins with b'hello, w'); expected PNG, JPEG, WebP, GIF or BMP"),
         (b"PK\3\4rest", "x is a ZIP archive; expected PNG, JPEG, WebP, GIF or BMP; convert it first"),
-        (b"\0\0\0\x1cftypisom\0\0\0\0", "x is an MP4 or QuickTime video; expected PNG, JPEG, WebP, GIF or BMP; convert"),
+        (
+            b"\0\0\0\x1cftypisom\0\0\0\0",
+            "x is an MP4 or QuickTime video; expected PNG, JPEG, WebP, GIF or BMP; convert",
+        ),
         (7, "x: received int; expected a path, a file's bytes, a Pillow image or a uint8 array"),
         (np.zeros((2, 2)), "x: received float64 [2, 2]; expected uint8 [H, W]"),
     ],

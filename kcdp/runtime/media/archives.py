@@ -179,5 +179,5 @@ def _leads_outside(path: str) -> bool:
 
 def _hidden(path: str) -> bool:
     """Files that archiving programs add: ``__MACOSX/``, ``.DS_Store``."""
-    parts = path.split("/")
+    parts = path.replace("\\", "/").split("/")
     return any(part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in parts)

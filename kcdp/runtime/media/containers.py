@@ -58,7 +58,9 @@ def outline(data: bytes, form: str, name: str) -> Outline | None:
     except _TooMany as error:
         raise KcdpError(f"{name} has more than {error} in it", "a picture", "save it again") from None
     except _Cut:
-        raise KcdpError(f"{name} is truncated or damaged (a frame is cut off)", "a whole picture", "copy it again") from None
+        raise KcdpError(
+            f"{name} is truncated or damaged (a frame is cut off)", "a whole picture", "copy it again"
+        ) from None
     except (StructError, IndexError):
         return None  # cut off before there is a whole picture: the decoder says so
 

@@ -85,7 +85,8 @@ class PackCaptions:
         folder, below = posixpath.split(path)
         while True:
             known = self._folders.get(folder, {})
-            for key in _lookups(below) if known else ():
+            number = _number(below)
+            for key in [*_spellings(below), *([number] if number else [])] if known else ():
                 if key in known:
                     return known[key]
             if not folder:
@@ -127,7 +128,7 @@ def _described(record: dict[str, Any], identifier: str) -> list[tuple[str, str]]
     files = [_plain(record[key]) for key in _FILE_KEYS if isinstance(record.get(key), str)]
     if files:
         inside = [f"{_plain(identifier)}/{file}" for file in files] if identifier else []
-        return [(key, caption) for file in [*files, *inside] for key in {file, *_lookups(file)}]
+        return [(key, caption) for file in [*files, *inside] for key in dict.fromkeys(_spellings(file))]
     named = [record[key] for key in _ID_KEYS if key in record]
     ids = [one for value in named for one in (value if isinstance(value, list) else [value])]
     return [(_plain(str(one)), caption) for one in ids if isinstance(one, (str, int)) and not isinstance(one, bool)]
@@ -140,12 +141,17 @@ def _alternative_text(record: dict[str, Any]) -> str:
     return next((" ".join(found) for one in kept if (found := emoji_in(one.get("alt")))), "")
 
 
-def _lookups(path: str) -> list[str]:
-    """What a description may call a file, the most exact first: its path, its name, without ending, as a number."""
+def _spellings(path: str) -> list[str]:
+    """What a description may call a file, the most exact first: its path, its name, that without its ending."""
     plain = _plain(path)
     base = posixpath.basename(plain)
-    stem = base.rpartition(".")[0] or base
-    return [plain, base, stem, *([str(int(stem))] if stem.isascii() and stem.isdigit() and len(stem) < 19 else [])]
+    return [plain, base, base.rpartition(".")[0] or base]
+
+
+def _number(path: str) -> str | None:
+    """The identifier of a file that is named by it, with zeros before it or not: ``007.webp``."""
+    stem = _spellings(path)[-1]
+    return str(int(stem)) if stem.isascii() and stem.isdigit() and len(stem) < 30 else None
 
 
 def _plain(path: str) -> str:
