@@ -138,6 +138,50 @@ def lottie(frames: int = 60, **changes: Any) -> dict[str, Any]:
     return {"v": "5.5.2", "fr": 60, "ip": 0, "op": frames, "w": 512, "h": 512, "layers": [layer], **changes}
 
 
+def rich_lottie(frames: int = 30) -> dict[str, Any]:
+    """One of each thing that a Lottie animation may hold: paths, gradients, strokes, masks, mattes, compositions."""
+    ease = {"i": {"x": [0.6], "y": [1]}, "o": {"x": [0.3], "y": [0]}}
+    turning = {"a": 1, "k": [{"t": 0, "s": [0], "e": [360], **ease}, {"t": frames}]}
+    place = {"p": {"k": [256, 256, 0]}, "a": {"k": [0, 0, 0]}, "s": {"k": [100, 100, 100]}, "o": {"k": 90}}
+    corners = [[-99, -99], [99, 0], [0, 99]]
+    path = {"i": [[0, 0], [10, 0], [0, 9]], "o": [[0, 0], [0, 10], [9, 0]], "v": corners, "c": True}
+    bent = {**path, "v": [[-90, -90], [120, 0], [0, 120]]}
+    gradient = {"p": 2, "k": {"k": [0, 1, 0, 0, 1, 0, 0, 1, 0, 1, 1, 0.5]}}
+    shapes = [
+        {"ty": "gr", "nm": "g", "it": [
+            {"ty": "sh", "ks": {"a": 1, "k": [{"t": 0, "s": [path], "e": [bent], **ease}, {"t": frames}]}},
+            {"ty": "gf", "t": 1, "g": gradient, "s": {"k": [0, 0]}, "e": {"k": [99, 99]}, "o": {"k": 80}},
+            {"ty": "st", "c": {"k": [0, 0, 1, 1]}, "o": {"k": 70}, "w": {"k": 9}, "lc": 2, "lj": 2, "ml": 4,
+             "d": [{"n": "d", "v": {"k": 20}}, {"n": "g", "v": {"k": 9}}, {"n": "o", "v": {"k": 3}}]},
+            {"ty": "tr", "p": {"k": [9, 9]}, "a": {"k": [0, 0]}, "s": {"k": [90, 90]}, "r": turning, "o": {"k": 100}}]},
+        {"ty": "gr", "it": [
+            {"ty": "sr", "sy": 1, "pt": {"k": 5}, "p": {"k": [0, 0]}, "r": {"k": 0}, "ir": {"k": 40}, "is": {"k": 0},
+             "or": {"k": 90}, "os": {"k": 10}},
+            {"ty": "el", "p": {"k": [20, 20]}, "s": {"k": [60, 40]}},
+            {"ty": "tm", "s": {"k": 10}, "e": turning, "o": {"k": 0}, "m": 1},
+            {"ty": "gs", "t": 2, "g": gradient, "s": {"k": [0, 0]}, "e": {"k": [50, 50]}, "h": {"k": 10}, "a": {"k": 0},
+             "o": {"k": 100}, "w": {"k": 4}, "lc": 1, "lj": 1},
+            {"ty": "rp", "c": {"k": 3}, "o": {"k": 0}, "m": 1,
+             "tr": {"p": {"k": [40, 0]}, "a": {"k": [0, 0]}, "s": {"k": [80, 80]}, "r": {"k": 10}, "so": {"k": 100},
+                    "eo": {"k": 50}}},
+            {"ty": "tr", "p": {"k": [0, 0]}, "a": {"k": [0, 0]}, "s": {"k": [99, 99]}, "r": {"k": 0}, "o": {"k": 99}}]},
+    ]  # fmt: skip
+    mask = {"mode": "a", "inv": False, "pt": {"k": path}, "o": {"k": 100}, "x": {"k": 0}}
+    common = {"ip": 0, "op": frames, "st": 0, "sr": 1}
+    layers = [
+        {"ty": 4, "ind": 1, "td": 1, **common, "ks": {**place, "r": turning}, "shapes": shapes},
+        {"ty": 0, "ind": 2, "tt": 1, "refId": "c", "w": 512, "h": 512, **common, "ks": {**place, "r": {"k": 0}},
+         "tm": {"a": 1, "k": [{"t": 0, "s": [0], "e": [0.5], **ease}, {"t": frames}]}},
+        {"ty": 4, "ind": 3, "parent": 4, **common, "ks": {**place, "r": {"k": 5}}, "shapes": shapes,
+         "hasMask": True, "masksProperties": [mask]},
+        {"ty": 3, "ind": 4, **common, "ks": {**place, "r": turning}},
+        {"ty": 1, "ind": 5, "sw": 100, "sh": 100, "sc": "#00ff00", **common, "ks": {**place, "r": turning}},
+    ]  # fmt: skip
+    inner = [{"ty": 4, "ind": 1, **common, "ks": {**place, "r": {"k": 0}}, "shapes": shapes[:1]}]
+    markers = [{"cm": "start", "tm": 0, "dr": 9}]
+    return lottie(frames, layers=layers, assets=[{"id": "c", "layers": inner}], markers=markers)
+
+
 def tgs(content: Any = None) -> bytes:
     """Any JSON as a .tgs file; by default that of ``lottie``."""
     return gzip.compress(json.dumps(lottie() if content is None else content).encode(), mtime=0)
@@ -269,7 +313,7 @@ def seeds() -> dict[str, bytes]:
     if AVIF:
         files["animated AVIF"] = animated("AVIF", moving(5), 50, quality=50)
     if rlottie_python is not None:
-        files["tgs"] = tgs()
+        files["tgs"], files["tgs rich"] = tgs(), tgs(rich_lottie())
     if av is not None:
         files["webm"] = webm()
         files["webm vp8"] = webm(codec="libvpx", alpha=False)
@@ -343,11 +387,12 @@ def _change_a_value(content: Any, rng: np.random.Generator) -> None:
         keys = list(content) if isinstance(content, dict) else list(range(len(content)))
         if not keys:
             return
+        below = [key for key in keys if isinstance(content[key], (dict, list)) and content[key]]
+        if below and rng.random() < 0.85:
+            content = content[below[int(rng.integers(len(below)))]]
+            continue
         key = keys[int(rng.integers(len(keys)))]
         child = content[key]
-        if isinstance(child, (dict, list)) and child and rng.random() < 0.85:
-            content = child
-            continue
         way = rng.random()
         if way < 0.65:
             content[key] = _VALUES[int(rng.integers(len(_VALUES)))]
