@@ -192,6 +192,44 @@ def test_a_crash_is_an_error_of_that_sticker() -> None:
     assert str(caught.value) == "x is damaged: it made its decoder crash; expected a whole sticker; copy it again"
 
 
+@needs_rlottie
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_after_a_crash_a_sticker_is_tried_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What crashed may have been spoilt by a sticker before; a second crash is this sticker's own."""
+    read_frames(tgs(), SPEC)
+    exchange, struck = worker._Worker._exchange, []
+
+    def crash(times: int) -> None:
+        def once_more(self: Any, request: dict[str, Any], data: bytes, seconds: float) -> Any:
+            if "kind" in request and len(struck) < times:
+                struck.append(1)
+                os.kill(self._process.pid, signal.SIGSEGV)
+                self._process.wait()
+            return exchange(self, request, data, seconds)
+
+        struck.clear()
+        monkeypatch.setattr(worker._Worker, "_exchange", once_more)
+
+    crash(1)
+    assert read_frames(tgs(), SPEC)[2] == 60 and len(struck) == 1
+    crash(2)
+    assert reason(tgs()) == "x is damaged: it made its decoder crash; expected a whole sticker; copy it again"
+    assert read_frames(tgs(), SPEC)[2] == 60 and len(struck) == 2
+
+
+@needs_rlottie
+def test_an_interrupted_question_is_not_answered_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_frames(tgs(), SPEC)
+
+    def interrupt(stream: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(worker, "receive", interrupt)
+        read_frames(tgs(), SPEC)
+    assert read_frames(tgs(lottie(3)), SPEC)[2] == 3
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_a_process_that_hangs_is_ended() -> None:
     one = worker._Worker(LIMITS.worker_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from sticker_files import zipped
 
 from kcdp.runtime import find_items
-from kcdp.runtime.media.packs import MOST_BYTES, PackCaptions, emoji_in, may_describe
+from kcdp.runtime.media.packs import MOST_BYTES, PackCaptions, descriptions, emoji_in
 
 GRIN, JOY, COFFEE, HEART = "\N{GRINNING FACE}", "\N{FACE WITH TEARS OF JOY}", "\N{HOT BEVERAGE}", "\u2764\ufe0f"
 FAMILY = "\N{MAN}\u200d\N{WOMAN}\u200d\N{GIRL}"
@@ -20,7 +21,7 @@ FLAG, ENGLAND = "\U0001f1e9\U0001f1ea", "\U0001f3f4\U000e0067\U000e0062\U000e006
 
 def captions(name: str, content: Any) -> PackCaptions:
     known = PackCaptions()
-    known.describe(name, json.dumps(content).encode(), name)
+    known.describe(name, lambda: json.dumps(content).encode(), name)
     return known
 
 
@@ -101,7 +102,7 @@ def test_file_names_in_other_spellings() -> None:
 
 def test_the_nearest_description_counts() -> None:
     known = captions("stickers.json", [{"file": "a/x.png", "emoji": GRIN}, {"file": "y.png", "emoji": GRIN}])
-    known.describe("a/stickers.json", json.dumps([{"file": "x.png", "emoji": JOY}]).encode(), "n")
+    known.describe("a/stickers.json", lambda: json.dumps([{"file": "x.png", "emoji": JOY}]).encode(), "n")
     assert known.of("a/x.png") == JOY and known.of("a/y.png") == GRIN and known.of("b/x.png") == GRIN
 
 
@@ -149,4 +150,15 @@ def test_in_folders_and_archives(tmp_path: Path) -> None:
 
 
 def test_only_few_files_are_looked_into() -> None:
-    assert [may_describe(name) for name in ("a.JSON", "emoji.txt", "notes.txt", "a.png")] == [True, True, False, False]
+    names = ["a.png", "notes.txt", *(f"{n:02}.JSON" for n in range(40)), "in/Emoji.txt", "in/contents.json"]
+    assert descriptions(names) == [*names[-2:], *names[2:18]]
+
+
+def test_what_is_wrong_with_other_json_in_an_archive_does_not_matter(tmp_path: Path) -> None:
+    files = {"a.png": b"a", "contents.json": b"{}", "other.json": b'{"a": 1}'}
+    large = b'"' + b"x" * (17 << 20) + b'"'
+    (tmp_path / "large.zip").write_bytes(zipped({**files, "other.json": large}, zipfile.ZIP_STORED))
+    assert [item.name for item in find_items(tmp_path / "large.zip")] == [f"{tmp_path}/large.zip/a.png"]
+    (tmp_path / "sure.zip").write_bytes(zipped({**files, "contents.json": large}, zipfile.ZIP_STORED))
+    bad, _ = find_items(tmp_path / "sure.zip")
+    assert "contents.json has 17,825,794 bytes; expected at most 16,777,216" in str(bad.error)

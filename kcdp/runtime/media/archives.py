@@ -16,7 +16,7 @@ from kcdp.decoding import opened_file
 from kcdp.errors import KcdpError
 from kcdp.runtime.items import Item
 from kcdp.runtime.media.limits import LIMITS, Limits
-from kcdp.runtime.media.packs import MOST_BYTES, PackCaptions, may_describe
+from kcdp.runtime.media.packs import MOST_BYTES, PackCaptions, descriptions
 
 #: Endings of archives, without regard to case; WhatsApp packs are handed round under the latter two.
 ARCHIVE_EXTENSIONS = frozenset({".zip", ".wastickers", ".stickerpack"})
@@ -74,13 +74,13 @@ def _items(stream: IO[bytes], name: str, prefix: str, wanted: Callable[[str], bo
         yield Item(name, error=error)
         return
     captions = PackCaptions()
-    for info in entries:
-        if may_describe(posixpath.basename(info.filename)) and info.file_size <= MOST_BYTES:
-            try:
-                full = f"{name}/{info.filename}"
-                captions.describe(info.filename, _content(archive, info, full, limits)(), full)
-            except KcdpError as error:
-                yield Item(full, error=error)
+    small = replace(limits, file_bytes=min(limits.file_bytes, MOST_BYTES))
+    for path in descriptions(info.filename for info in entries):
+        try:
+            full = f"{name}/{path}"
+            captions.describe(path, _content(archive, archive.getinfo(path), full, small), full)
+        except KcdpError as error:
+            yield Item(full, error=error)
     for info in entries:
         inside, full = f"{prefix}/{info.filename}" if prefix else info.filename, f"{name}/{info.filename}"
         if _leads_outside(info.filename):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 from kcdp.decoding import opened_file
 from kcdp.errors import KcdpError
@@ -12,7 +13,7 @@ from kcdp.files import PICTURE_EXTENSIONS
 from kcdp.runtime.items import Item
 from kcdp.runtime.media.archives import ARCHIVE_EXTENSIONS, archive_items, is_archive
 from kcdp.runtime.media.limits import Limits
-from kcdp.runtime.media.packs import MOST_BYTES, PackCaptions, may_describe
+from kcdp.runtime.media.packs import MOST_BYTES, PackCaptions, descriptions
 from kcdp.runtime.walk import Kept, matches, names_on, walk
 
 #: Endings of stickers, without regard to case: what folders and archives are searched for.
@@ -56,13 +57,22 @@ def _in_folder(folder: str, recursive: bool, kept: Kept, limits: Limits) -> Iter
 
 def _described(folder: str, relative: str, names: Iterable[str], captions: PackCaptions) -> Iterator[Item]:
     """Takes up the descriptions in a folder; those that cannot be read are items with an error."""
-    for name in filter(may_describe, names):
+    for name in descriptions(names):
         path = os.path.join(folder, name)
         try:
-            with opened_file(path, path) as stream:
-                captions.describe(relative + name, stream.read(MOST_BYTES + 1), path)
-        except (KcdpError, OSError) as error:
-            yield Item(path, error=error if isinstance(error, KcdpError) else KcdpError(f"{path}: {error}"))
+            captions.describe(relative + name, partial(_beginning, path), path)
+        except KcdpError as error:
+            yield Item(path, error=error)
+
+
+def _beginning(path: str) -> bytes:
+    with opened_file(path, path) as stream:
+        try:
+            return stream.read(MOST_BYTES + 1)
+        except OSError as error:
+            raise KcdpError(
+                f"{path} cannot be read: {error.strerror or error}", "a sticker pack's description"
+            ) from None
 
 
 def _stickers(kept: Kept) -> Callable[[str], bool]:

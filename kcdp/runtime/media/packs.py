@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from kcdp.errors import KcdpError
@@ -25,7 +26,7 @@ _MAPPINGS = frozenset({"emoji.txt", "emoji.json", "emojis.json"})
 _FILE_KEYS = ("image_file", "file_name", "filename", "file", "file_path", "path", "image", "source", "url")
 _ID_KEYS = ("file_unique_id", "file_id", "sticker_id", "id", "documents")
 _EMOJI_KEYS = ("emojis", "emoji", "emoticons", "emoticon", "sticker_emoji", "alt", "body")
-_MOST_EMOJI, _MOST_NODES = 16, 500_000
+_MOST_EMOJI, _MOST_NODES, _MOST_OTHERS = 16, 500_000, 16
 #: Bytes of a description.
 MOST_BYTES = 16 << 20
 
@@ -44,9 +45,11 @@ def emoji_in(value: Any) -> list[str]:
     return list(dict.fromkeys(found))[:_MOST_EMOJI]
 
 
-def may_describe(name: str) -> bool:
-    """Whether a file of that name is worth reading."""
-    return name.lower() in _CERTAIN or name.lower().endswith(".json")
+def descriptions(paths: Iterable[str]) -> list[str]:
+    """Of files in one folder or archive, those worth reading: sure ones, and the first few that are JSON."""
+    names = [(path, posixpath.basename(path).lower()) for path in paths]
+    others = [path for path, name in names if name.endswith(".json") and name not in _CERTAIN]
+    return [*(path for path, name in names if name in _CERTAIN), *others[:_MOST_OTHERS]]
 
 
 class PackCaptions:
@@ -55,12 +58,12 @@ class PackCaptions:
     def __init__(self) -> None:
         self._folders: dict[str, dict[str, str]] = {}
 
-    def describe(self, path: str, data: bytes, name: str) -> None:
+    def describe(self, path: str, read: Callable[[], bytes], name: str) -> None:
         """Take up a description; one of another kind is ignored.
 
         Args:
             path: within the folder or the archive, with "/".
-            data: the file.
+            read: gives the file's bytes, or raises KcdpError.
             name: what an error calls it.
 
         Raises:
@@ -68,12 +71,15 @@ class PackCaptions:
         """
         folder, base = posixpath.split(path)
         try:
+            data = read()
             if len(data) > MOST_BYTES:
                 raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
             captions = _captions(json.loads(data.decode("utf-8-sig")), base.lower())
-        except (ValueError, RecursionError) as error:
+        except (KcdpError, ValueError, RecursionError) as error:
             if base.lower() not in _CERTAIN:
                 return
+            if isinstance(error, KcdpError):
+                raise
             raise KcdpError(
                 f"{name} is not valid JSON ({error})", "a sticker pack's description", "repair it, or remove it"
             ) from None

@@ -47,8 +47,12 @@ def read_guarded(
         KcdpError: what the reader raised; or it crashed, or took too long.
     """
     request = {"kind": kind, "name": name, "spec": spec.to_dict(), "limits": asdict(limits)}
-    with _POOL.borrowed(limits.worker_bytes) as worker:
-        answer, payload = worker.ask(request, data, name, limits.seconds)
+    try:
+        with _POOL.borrowed(limits.worker_bytes) as worker:
+            answer, payload = worker.ask(request, data, name, limits.seconds)
+    except _AnotherMayBeGuilty:
+        with _POOL.borrowed(limits.worker_bytes, fresh=True) as worker:
+            answer, payload = worker.ask(request, data, name, limits.seconds)
     if "error" in answer:
         raise KcdpError(*answer["error"])
     shares = np.array(answer["weights"], np.float32)
@@ -73,6 +77,10 @@ def receive(stream: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
     return json.loads(text), payload
 
 
+class _AnotherMayBeGuilty(KcdpError):
+    """A process crashed that had read other stickers before, of which one may have spoiled its memory."""
+
+
 class _Worker:
     def __init__(self, memory: int) -> None:
         if getattr(sys, "frozen", False) or not sys.executable:
@@ -83,8 +91,7 @@ class _Worker:
             [sys.executable, "-I", "-c", _CODE, *path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, env={**os.environ, **one_thread},
         )  # fmt: skip
-        self.owner = os.getpid()
-        self.memory = memory
+        self.owner, self.memory, self._asked = os.getpid(), memory, 0
         answer = self._exchange({"memory": memory}, b"", _START_SECONDS)
         if answer is None:
             self.end()
@@ -96,12 +103,14 @@ class _Worker:
 
     def ask(self, request: dict[str, Any], data: bytes, name: str, seconds: float) -> tuple[dict[str, Any], bytes]:
         answer = self._exchange(request, data, seconds * _PATIENCE)
+        self._asked += 1
         if answer is not None:
             return answer
         status = self.end()
         if status in (-signal.SIGKILL, -getattr(signal, "SIGPROF", 27), -getattr(signal, "SIGXCPU", 24)):
             raise KcdpError(f"{name} took longer than {seconds:g} s to decode", fix="make it simpler or shorter first")
-        raise KcdpError(f"{name} is damaged: it made its decoder crash", "a whole sticker", "copy it again")
+        kind = _AnotherMayBeGuilty if self._asked > 1 else KcdpError
+        raise kind(f"{name} is damaged: it made its decoder crash", "a whole sticker", "copy it again")
 
     def _exchange(self, request: dict[str, Any], data: bytes, seconds: float) -> tuple[dict[str, Any], bytes] | None:
         """The answer; None where the process has died, by itself or because its time was over."""
@@ -114,6 +123,10 @@ class _Worker:
             return receive(stdout)
         except (OSError, ValueError):
             return None
+        except BaseException:  # interrupted: its answer would be taken for that to the next question
+            self._process.kill()
+            self._process.wait()
+            raise
         finally:
             alarm.cancel()
 
@@ -138,9 +151,9 @@ class _Pool:
         self._places = threading.BoundedSemaphore(max(1, os.cpu_count() or 1))
 
     @contextlib.contextmanager
-    def borrowed(self, memory: int) -> Any:
+    def borrowed(self, memory: int, fresh: bool = False) -> Any:
         with self._places:
-            worker = self._taken(memory) or _Worker(memory)
+            worker = (None if fresh else self._taken(memory)) or _Worker(memory)
             try:
                 yield worker
             finally:
