@@ -118,6 +118,7 @@ def work(args: argparse.Namespace) -> None:
             file = Path(scratch) / ("x.zip" if data[:2] == b"PK" else "x")
             file.write_bytes(data)
             del data
+            print("made", flush=True)  # making it is no hanging
             forget_peak()
             started, spent = time.perf_counter(), time.process_time()
             outcome, reasons = outcomes(reader, file, name)
@@ -261,33 +262,39 @@ def _gif(frames: int, side: int, width: int = 1) -> bytes:
 
 
 def _jpeg(scans: int) -> bytes:
-    """A progressive picture of 8,000 x 8,000 pixels whose last scan is repeated."""
+    """A progressive picture of 5,580 x 5,580 pixels whose last scan is repeated."""
     import sticker_files
     from PIL import Image
 
-    data = sticker_files.encoded(Image.new("L", (8000, 8000), 128), "JPEG", progressive=True)
+    data = sticker_files.encoded(Image.new("RGB", (5580, 5580), (9, 99, 199)), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:-2] + data[last:-2] * scans + data[-2:]
 
 
 def _still(form: str, **options: Any) -> bytes:
-    """A picture of 64 megapixels, half transparent where that can be."""
+    """A picture of 31 megapixels, half transparent where that can be."""
     import sticker_files
     from PIL import Image
 
     mode = "RGB" if form == "JPEG" else "RGBA"
-    tile = np.random.default_rng(0).integers(0, 256, (500, 500, len(mode)), dtype=np.uint8)
-    return sticker_files.encoded(Image.fromarray(np.tile(tile, (16, 16, 1))), form, **options)
+    tile = np.random.default_rng(0).integers(0, 256, (508, 508, len(mode)), dtype=np.uint8)
+    return sticker_files.encoded(Image.fromarray(np.tile(tile, (11, 11, 1))), form, **options)
 
 
 def _noise(form: str, frames: int, **options: Any) -> bytes:
-    """Animated noise of 512 x 512 pixels: nothing to compress, everything changes."""
+    """Animated noise of 512 x 512 pixels: little to compress, everything changes."""
     import sticker_files
     from PIL import Image
 
     rng = np.random.default_rng(0)
-    few = [Image.fromarray(rng.integers(0, 256, (512, 512, 4), dtype=np.uint8), "RGBA") for _ in range(4)]
-    return sticker_files.animated(form, [few[n % 4] for n in range(frames)], 40, **options)
+    noise = rng.integers(0, 256, (4, 512, 512, 4), dtype=np.uint8)
+    noise[..., 3] |= 0xF0
+    few = [Image.fromarray(frame, "RGBA") for frame in noise]
+    if form != "GIF":
+        return sticker_files.animated(form, [few[n % 4] for n in range(frames)], 40, **options)
+    data = sticker_files.animated(form, few, 40, **options)
+    start = data.index(b"!\xf9\4")
+    return data[:start] + data[start:-1] * (frames // 4) + b";"
 
 
 def _tgs(**changes: Any) -> bytes:
@@ -335,31 +342,32 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "png 50,000 x 50,000": lambda: _png(50_000, 50_000, bytes(1_000_000)),
     "png text of 200 MB": lambda: _png(4, 4, bytes(68), (b"zTXt", b"a\0\0" + zlib.compress(bytes(200_000_000)))),
     "png of 6 million chunks": lambda: _png(1, 1, bytes(5))[:-12] + b"\0\0\0\0teSt\xd9\x8d\xd9\xae" * 6_000_000,
-    "png of 64 megapixels": lambda: _still("PNG", compress_level=1),
-    "jpeg of 64 megapixels": lambda: _still("JPEG"),
-    "webp of 64 megapixels": lambda: _still("WEBP", lossless=True, method=0, quality=0),
-    "avif of 64 megapixels": lambda: _still("AVIF", speed=10),
+    "png of 31 megapixels": lambda: _still("PNG", compress_level=1),
+    "jpeg of 31 megapixels": lambda: _still("JPEG"),
+    "webp of 31 megapixels": lambda: _still("WEBP", lossless=True, method=0, quality=0),
+    "avif of 31 megapixels": lambda: _still("AVIF", speed=10),
     "jpeg of 2,000 scans": lambda: _jpeg(2000),
-    "jpeg of 90 scans": lambda: _jpeg(80),
+    "jpeg of 31 megapixels and 15 scans": lambda: _jpeg(9),
     "jpeg of 10 million segments": lambda: b"\xff\xd8" + b"\xff\xe5\0\2" * 10_000_000 + b"\xff\xd9",
     "gif of 10,000 frames": lambda: _gif(10_000, 512, 512),
-    "gif of 1,900 frames of 280 x 280": lambda: _gif(1900, 280, 280),
     "gif of 2,000 frames of 1 x 1": lambda: _gif(2000, 1),
     "gif of 5 million frames": lambda: _gif(5_000_000, 1),
     "gif of 60 million blocks": lambda: _gif(1, 1)[:-1] + b"!\xfe" + b"\1x" * 60_000_000 + b"\0;",
     "gif that widens to 65,535 x 65,535": lambda: _gif(3, 1)[:-1] + _gif(1, 1, 65_535)[19:],
-    "gif of noise, 570 frames": lambda: _noise("GIF", 570),
-    "png of noise, 570 frames": lambda: _noise("PNG", 570, compress_level=1)[: 128 << 20],
-    "webp of noise, 500 frames": lambda: _noise("WEBP", 100, method=0, quality=0),
+    "gif of noise, 340 frames": lambda: _noise("GIF", 340),
+    "png of noise, 120 frames": lambda: _noise("PNG", 120, compress_level=1),
+    "webp of noise, 100 frames": lambda: _noise("WEBP", 100, method=0, quality=0),
+    "webp of noise, lossy, 560 frames": lambda: _noise("WEBP", 560, method=0, quality=40, lossless=False, exact=False),
+    "avif of noise, 100 frames": lambda: _noise("AVIF", 100, speed=10, quality=60, subsampling="4:2:0"),
     "tgs that unpacks to 1 GB": lambda: gzip.compress(bytes(1_000_000_000)),
-    "tgs of 8 MB of numbers": lambda: _tgs(x=[0] * 2_600_000),
+    "tgs of 4 MB of numbers": lambda: _tgs(x=[0] * 1_390_000),
     "tgs nested 3,000 times": lambda: gzip.compress(b'{"layers":' + b"[" * 3000 + b"]" * 3000 + b"}"),
     "tgs of a million compositions": lambda: _nested_compositions(6, 10),
     "tgs that holds itself": lambda: _tgs(assets=[{"id": "c", "layers": [{"ty": 0, "refId": "c", "op": 60, "ks": {}}]}],
                                           layers=[{"ty": 0, "refId": "c", "op": 60, "ks": {}}]),
     "tgs of 4,096 x 4,096": lambda: _tgs(w=4096, h=4096),
     "zip bomb, 1 GB in 1 MB": lambda: _zip({f"{n}.png": bytes(100_000_000) for n in range(10)}),
-    "zip bomb, 11 GB in 11 MB": lambda: _zip({f"{n}.png": bytes(110_000_000) for n in range(100)}),
+    "zip bomb, 1.1 GB in 1.1 MB": lambda: _zip({f"{n}.png": bytes(100_000_000) for n in range(11)}),
     "zip whose sizes lie": _lying_zip,
     "zip in zips": lambda: _zip_in_zips(3),
     "zip of 60,000 entries": lambda: _zip({f"{n}.png": b"" for n in range(60_000)}),

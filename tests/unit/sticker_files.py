@@ -280,7 +280,7 @@ def stills() -> dict[str, bytes]:
     for form in ("PNG", "JPEG", "WEBP", "GIF", "BMP"):
         for size in ((1, 1), (1, 300), (300, 1), (2500, 3)):
             files[f"{form} {size[0]} x {size[1]}"] = encoded(gradient("RGB", size), form)
-    files["PNG large"] = encoded(Image.new("RGBA", (3000, 2000), (1, 2, 3, 128)), "PNG", compress_level=1)
+    files["PNG large"] = encoded(Image.new("RGBA", (1800, 1200), (1, 2, 3, 128)), "PNG", compress_level=1)
     if AVIF:
         files |= {f"AVIF {mode}": encoded(gradient(mode), "AVIF", speed=10) for mode in ("RGB", "RGBA", "L")}
         files["AVIF turned"] = encoded(gradient(), "AVIF", speed=10, exif=turned(6))

@@ -18,8 +18,10 @@ from kcdp.runtime.media.sampling import as_shown
 
 #: More blocks than any picture of 128 MiB has: PNG and WebP chunks, JPEG segments, GIF sub-blocks of up to 255 bytes.
 _MOST_CHUNKS, _MOST_SUB_BLOCKS = 65_536, 1_000_000
-#: Scans of a progressive JPEG; encoders write around ten, and each costs a pass over the whole picture.
-_MOST_SCANS = 100
+#: Frames of a GIF, of which not even the number is wanted any more.
+_MOST_FRAMES = 65_536
+#: Scans of a progressive JPEG times its pixels: each scan is a pass over the whole picture. Encoders write ten or so.
+_MOST_SCANNED = 500_000_000
 _ENTROPY_CODED_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
@@ -134,6 +136,8 @@ def _gif(data: bytes) -> Outline | None:
                 start = blocks.skip(start + 1)
             elif kind == 0x2C:
                 durations.append(as_shown(duration))
+                if len(durations) > _MOST_FRAMES:
+                    raise _TooMany(f"{_MOST_FRAMES} frames")
                 left, top, across, down, flags = unpack_from("<HHHHB", data, start)
                 width, height = max(width, left + across), max(height, top + down)  # Pillow widens the canvas
                 duration, start = 0.0, blocks.skip(start + 10 + _colours(flags))
@@ -173,15 +177,18 @@ class _Counted:
 
 def _jpeg(data: bytes) -> None:
     """ITU-T T.81, annex B."""
-    start = scans = 0
+    start = scans = pixels = 0
     for _ in range(_MOST_CHUNKS):
         found = _ENTROPY_CODED_END.search(data, start)
         if found is None or data[found.start() + 1] == 0xD9:
             return
         start, marker = found.end(), data[found.start() + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = unpack_from(">HH", data, start + 3)
+            pixels = max(pixels, height * width)
         scans += marker == 0xDA
-        if scans > _MOST_SCANS:
-            raise _TooMany(f"{_MOST_SCANS} scans")
+        if scans * pixels > _MOST_SCANNED and scans > 1:
+            raise _TooMany(f"{scans - 1} scans")
         if marker not in (0xD8, 0x01):
             start += unpack_from(">H", data, start)[0]
     raise _TooMany(f"{_MOST_CHUNKS} segments")

@@ -17,7 +17,9 @@ from kcdp.preprocess import PreprocessSpec
 from kcdp.runtime.media.limits import Limits
 from kcdp.runtime.media.sampling import Gathered, choose_frames
 
-_MOST_SIDE, _MOST_RATE, _DEEPEST = 4096, 240.0, 100
+_MOST_SIDE, _MOST_RATE, _DEEPEST = 16_384, 240.0, 100
+#: A larger animation is drawn smaller: what is drawn has no pixels of its own, and Telegram's stickers are 512 x 512.
+_DRAWN_SIDE = 1024
 
 
 def library(name: str) -> Any:
@@ -29,9 +31,10 @@ def library(name: str) -> Any:
 
 
 def read_frames(data: bytes, spec: PreprocessSpec, name: str, limits: Limits) -> tuple[np.ndarray, np.ndarray, int]:
-    """As ``kcdp.runtime.media.frames.read_frames``, of a .tgs file's bytes."""
+    """As ``kcdp.runtime.media.frames.read_frames``, of a .tgs file's bytes, drawn at most 1,024 pixels wide or high."""
     animation = _checked(_unpacked(data, name, limits), name, limits)
-    size = (int(animation["w"]), int(animation["h"]))
+    scale = min(1.0, _DRAWN_SIDE / max(animation["w"], animation["h"]))
+    size = (max(1, round(animation["w"] * scale)), max(1, round(animation["h"] * scale)))
     count = max(1, round(animation["op"] - animation["ip"]))
     shares = choose_frames([1.0] * count, limits.sampled)
     gathered = Gathered()
@@ -76,9 +79,6 @@ def _checked(text: bytes, name: str, limits: Limits) -> dict[str, Any]:
     frames = animation["op"] - animation["ip"]
     if not 0 < frames <= limits.frames:
         raise KcdpError(f"{name} has {frames:g} frames", f"1 to {limits.frames}", "make it shorter first")
-    pixels = int(animation["w"]) * int(animation["h"])
-    if pixels > limits.pixels or pixels * limits.sampled > limits.animation_pixels:
-        raise KcdpError(f"{name} has {animation['w']} x {animation['h']} pixels", "a sticker's size, mostly 512 x 512")
     _check_tree(animation, name)
     return animation
 
