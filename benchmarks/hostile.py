@@ -271,14 +271,14 @@ def _jpeg(scans: int) -> bytes:
     return data[:-2] + data[last:-2] * scans + data[-2:]
 
 
-def _still(form: str, **options: Any) -> bytes:
-    """A picture of 31 megapixels, half transparent where that can be."""
+def _still(form: str, tiles: int = 11, **options: Any) -> bytes:
+    """A picture of noise, half transparent where that can be; of 31 megapixels, if not of fewer tiles."""
     import sticker_files
     from PIL import Image
 
     mode = "RGB" if form == "JPEG" else "RGBA"
     tile = np.random.default_rng(0).integers(0, 256, (508, 508, len(mode)), dtype=np.uint8)
-    return sticker_files.encoded(Image.fromarray(np.tile(tile, (11, 11, 1))), form, **options)
+    return sticker_files.encoded(Image.fromarray(np.tile(tile, (tiles, tiles, 1))), form, **options)
 
 
 def _noise(form: str, frames: int, **options: Any) -> bytes:
@@ -345,9 +345,10 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "png of 31 megapixels": lambda: _still("PNG", compress_level=1),
     "jpeg of 31 megapixels": lambda: _still("JPEG"),
     "webp of 31 megapixels": lambda: _still("WEBP", lossless=True, method=0, quality=0),
-    "avif of 31 megapixels": lambda: _still("AVIF", speed=10),
+    "avif of 31 megapixels": lambda: _still("AVIF", speed=10, quality=12),
+    "heic of 2 megapixels": lambda: _still("HEIF", 3, quality=5),
     "jpeg of 2,000 scans": lambda: _jpeg(2000),
-    "jpeg of 31 megapixels and 15 scans": lambda: _jpeg(9),
+    "jpeg of 31 megapixels and 15 scans": lambda: _jpeg(5),
     "jpeg of 10 million segments": lambda: b"\xff\xd8" + b"\xff\xe5\0\2" * 10_000_000 + b"\xff\xd9",
     "gif of 10,000 frames": lambda: _gif(10_000, 512, 512),
     "gif of 2,000 frames of 1 x 1": lambda: _gif(2000, 1),
@@ -356,9 +357,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "gif that widens to 65,535 x 65,535": lambda: _gif(3, 1)[:-1] + _gif(1, 1, 65_535)[19:],
     "gif of noise, 340 frames": lambda: _noise("GIF", 340),
     "png of noise, 120 frames": lambda: _noise("PNG", 120, compress_level=1),
-    "webp of noise, 100 frames": lambda: _noise("WEBP", 100, method=0, quality=0),
-    "webp of noise, lossy, 560 frames": lambda: _noise("WEBP", 560, method=0, quality=40, lossless=False, exact=False),
-    "avif of noise, 100 frames": lambda: _noise("AVIF", 100, speed=10, quality=60, subsampling="4:2:0"),
+    "webp of noise, 26 frames": lambda: _noise("WEBP", 26, method=0, quality=0),
+    "webp of noise, lossy, 95 frames": lambda: _noise("WEBP", 95, method=0, quality=40, lossless=False, exact=False),
+    "avif of noise, 65 frames": lambda: _noise("AVIF", 65, speed=10, quality=35, subsampling="4:2:0"),
     "tgs that unpacks to 1 GB": lambda: gzip.compress(bytes(1_000_000_000)),
     "tgs of 4 MB of numbers": lambda: _tgs(x=[0] * 1_390_000),
     "tgs nested 3,000 times": lambda: gzip.compress(b'{"layers":' + b"[" * 3000 + b"]" * 3000 + b"}"),

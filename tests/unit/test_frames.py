@@ -214,7 +214,12 @@ def test_limits_of_animations() -> None:
             "make it smaller or shorter first"
         )
     if AVIF:
-        assert "x has 6 frames; expected at most 3" in reason(animated("AVIF", [RED, GREEN, BLUE], 100), limits=limits)
+        data = animated("AVIF", [RED, GREEN, BLUE, RED], 100)
+        assert "x has 4 frames; expected at most 3" in reason(data, limits=limits)
+        assert read_frames(data, SPEC, limits=Limits(animation_pixels=8 * 24 * 24))[2] == 4, "they are decoded twice"
+        assert "at most 0.0023 megapixels" in reason(data, limits=Limits(animation_pixels=8 * 24 * 24 - 8))
+        assert read_frames(data, SPEC, limits=Limits(coded_bytes=2 * len(data)))[2] == 4
+        assert f"expected at most {len(data) - 1:,};" in reason(data, limits=Limits(coded_bytes=2 * len(data) - 1))
 
 
 def test_limits_of_stills(tmp_path: Path) -> None:
@@ -231,6 +236,11 @@ def test_limits_of_stills(tmp_path: Path) -> None:
             f"x has {len(data)} bytes; expected at most {len(data) - 1}; make it smaller first"
         )
     assert "has 24 x 17 pixels" in reason(gradient(), limits=Limits(pixels=400))
+    for name, share in (("AVIF RGB", 1), ("HEIC RGB", 1), ("WebP lossy", 3)):
+        if data := STILLS.get(name, b""):
+            most = -(-len(data) // share)
+            assert read_frames(data, SPEC, limits=Limits(coded_bytes=most))[2] == 1
+            assert f"at most {(most - 1) * share}; make it" in reason(data, limits=Limits(coded_bytes=most - 1))
 
 
 def test_a_gif_whose_later_frame_widens_the_canvas() -> None:

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -29,6 +30,8 @@ from kcdp.runtime.media.worker import read_guarded
 
 #: First bytes -> what reads it, in a process of its own: native code that was not written for hostile files.
 _GUARDED = {b"\x1f\x8b": "lottie", b"\x1aE\xdf\xa3": "video"}
+#: Formats that cost by the byte as well as by the pixel, and how many bytes cost as much as one of AVIF.
+_CODED = {"AVIF": 1, "HEIC": 1, "WebP": 3}
 _HEAD_BYTES = 256
 
 
@@ -76,11 +79,14 @@ def _read(data: bytes, spec: PreprocessSpec, name: str, limits: Limits) -> tuple
         _check_length(len(found.durations), found.size, name, limits)
         with opened_picture(io.BytesIO(data), name, limits.pixels) as image:
             return _animation(image, found, spec, name, limits)
+    if form in _CODED:
+        _check_bytes(len(data), limits.coded_bytes * _CODED[form], name)
     if form == "AVIF":
         with opened_picture(io.BytesIO(data), name, limits.pixels) as image:
             count = getattr(image, "n_frames", 1)
-            if count > 1:
-                _check_length(2 * count, image.size, name, limits)  # decoded twice
+            if count > 1:  # decoded twice
+                _check_bytes(len(data), limits.coded_bytes // 2, name)
+                _check_length(count, image.size, name, replace(limits, animation_pixels=limits.animation_pixels // 2))
                 return _animation(image, Outline(image.size, _played(image, count)), spec, name, limits)
     return _still(spec, decode(data, name=name, max_pixels=limits.pixels))
 
@@ -137,9 +143,13 @@ def _whole_file(source: str | os.PathLike[str] | bytes | bytearray | memoryview,
     else:
         size = memoryview(source).nbytes
         data = bytes(source) if size <= limits.file_bytes else b""
-    if size > limits.file_bytes:
-        raise KcdpError(f"{name} has {size:,} bytes", f"at most {limits.file_bytes:,}", "make it smaller first")
+    _check_bytes(size, limits.file_bytes, name)
     return data
+
+
+def _check_bytes(size: int, most: int, name: str) -> None:
+    if size > most:
+        raise KcdpError(f"{name} has {size:,} bytes", f"at most {most:,}", "make it smaller first")
 
 
 @contextmanager
