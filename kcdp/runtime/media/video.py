@@ -39,7 +39,7 @@ def read_frames(data: bytes, spec: PreprocessSpec, name: str, limits: Limits) ->
             if not container.streams.video:
                 raise KcdpError(f"{name} is a WebM or Matroska file without pictures", "a WebM sticker")
             stream = container.streams.video[0]
-            codec = stream.codec_context.name
+            codec = stream.codec_context.name if stream.codec_context is not None else "unknown to FFmpeg"
             if codec not in _DECODERS:
                 raise KcdpError(f"{name} holds video of the kind {codec}", "VP9 or VP8", "convert it first")
             packets = []
