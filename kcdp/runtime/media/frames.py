@@ -31,7 +31,7 @@ from kcdp.runtime.media.worker import read_guarded
 #: First bytes -> what reads it, in a process of its own: native code that was not written for hostile files.
 _GUARDED = {b"\x1f\x8b": "lottie", b"\x1aE\xdf\xa3": "video"}
 #: Formats that cost by the byte as well as by the pixel, and how many bytes cost as much as one of AVIF.
-_CODED = {"AVIF": 1, "HEIC": 1, "WebP": 3}
+_CODED = {"AVIF": 1, "HEIC": 1, "WebP": 5}
 _HEAD_BYTES = 256
 
 

@@ -19,7 +19,7 @@ class Limits:
         pixels: width times height of a picture; twice as many may be trained on. One of 32 megapixels and transparent
             takes 1 to 2 seconds and 850 MB.
         file_bytes: of a file, and of an archive's entry once unpacked.
-        coded_bytes: of an AVIF or HEIC file, half as many of an animated one, three times as many of a WebP file:
+        coded_bytes: of an AVIF or HEIC file, half as many of an animated one, five times as many of a WebP file:
             what takes their decoders about a second where it is all noise.
         frames: of an animation.
         animation_pixels: width times height times frames. Pillow composes around 100 million a second.
@@ -38,12 +38,12 @@ class Limits:
 
     pixels: int = 32_000_000
     file_bytes: int = 128 * _MEBI
-    coded_bytes: int = 8 * _MEBI
+    coded_bytes: int = 5 * _MEBI
     frames: int = 2_000
     animation_pixels: int = 150_000_000
     sampled: int = 8
     vector_bytes: int = 4 * _MEBI
-    seconds: float = 2.0
+    seconds: float = 1.8
     worker_bytes: int = 2048 * _MEBI
     archive_entries: int = 10_000
     archive_bytes: int = 1024 * _MEBI
