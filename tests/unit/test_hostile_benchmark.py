@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sticker_files import av, rlottie_python
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARK = ROOT / "benchmarks" / "hostile.py"
 
 
+@pytest.mark.skipif(rlottie_python is None or av is None, reason="the stickers extra is not installed")
 def test_a_few_files(tmp_path: Path) -> None:
     out = tmp_path / "hostile.json"
     command = [sys.executable, str(BENCHMARK), "--files=30", "--no-bombs", "--unguarded=5", f"--out={out}"]
