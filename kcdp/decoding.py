@@ -1,8 +1,8 @@
 """From a file, bytes, a Pillow image or an array to one whole picture, or one line that says why not.
 
-A picture's format is told by its first bytes, never by its name. Only the five formats listed in ``FORMATS``
-reach a decoder, the size is checked from the header before any pixel is decoded, and a truncated file is an
-error whatever ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` says.
+A picture's format is told by its first bytes, never by its name. Only the formats listed in ``FORMATS`` reach a
+decoder, those of ``ADDED_FORMATS`` where their reader is installed; the size is checked from the header before any
+pixel is decoded, and a truncated file is an error whatever ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` says.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any, TypeAlias
+from importlib import import_module
+from typing import IO, Any, TypeAlias, cast
 
 import numpy as np
 from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from kcdp.errors import KcdpError
+from kcdp.errors import KcdpError, require
 
 #: What ``decode`` takes.
 Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray"
@@ -37,15 +38,56 @@ FORMATS: dict[str, tuple[Callable[[bytes], bool], Callable[..., ImageFile.ImageF
     "BMP": (lambda head: head[:2] == b"BM" and head[14:18] in _BMP_HEADERS, BmpImagePlugin.BmpImageFile),
 }
 _EXPECTED = "PNG, JPEG, WebP, GIF or BMP"
-_HEAD_BYTES = 32
+_HEAD_BYTES = 256
+
+
+def _brands(head: bytes) -> tuple[bytes, ...]:
+    """The brands of an ISO base media file, the major one first; () of any other file (ISO/IEC 14496-12, 4.3)."""
+    if head[4:8] != b"ftyp":
+        return ()
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    return (head[8:12], *(head[start : start + 4] for start in range(16, end - 3, 4)))
+
+
+def _is_avif(head: bytes) -> bool:
+    brands = _brands(head)
+    return bool(brands) and (brands[0] in _AVIF or (brands[0] in _ANY_CODEC and not _AVIF.isdisjoint(brands)))
+
+
+def _is_heif(head: bytes) -> bool:
+    brands = _brands(head)
+    return bool(brands) and not _is_avif(head) and (brands[0] in _HEIF or brands[0] in _ANY_CODEC)
+
+
+def _avif_reader() -> Callable[..., ImageFile.ImageFile] | None:
+    try:
+        plugin = import_module("PIL.AvifImagePlugin")
+    except ImportError:  # Pillow before 11.3
+        return None
+    return plugin.AvifImageFile if plugin.SUPPORTED else None
+
+
+def _heif_reader() -> Callable[..., ImageFile.ImageFile] | None:
+    try:
+        return cast("Callable[..., ImageFile.ImageFile]", require("pillow_heif", "heif").HeifImageFile)
+    except KcdpError:
+        return None
+
+
+_AVIF = frozenset({b"avif", b"avis"})
+_HEIF = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
+_ANY_CODEC = frozenset({b"mif1", b"msf1"})
+
+#: name -> (does a file beginning so have this format?, what gives its reader or None, how to get that reader).
+ADDED_FORMATS: dict[str, tuple[Callable[[bytes], bool], Callable[[], Any], str]] = {
+    "AVIF": (_is_avif, _avif_reader, 'convert it first, or run: pip install --upgrade "Pillow>=11.3"'),
+    "HEIC": (_is_heif, _heif_reader, 'convert it first, or run: pip install "kcdp[heif]"'),
+}
 
 #: Known by their first bytes only to name them: (offset, bytes, what it is).
 _OTHER_KINDS = (
     (0, b"II*\0", "a TIFF picture"),
     (0, b"MM\0*", "a TIFF picture"),
-    (4, b"ftypavi", "an AVIF picture"),
-    (4, b"ftyphei", "a HEIC picture"),
-    (4, b"ftypmif1", "a HEIC picture"),
     (4, b"ftyp", "an MP4 or QuickTime video"),
     (0, b"\x1aE\xdf\xa3", "a WebM or Matroska video"),
     (0, b"\x1f\x8b", "gzip data (perhaps a .tgs sticker)"),
@@ -87,7 +129,7 @@ def decode(source: Source, *, name: str | None = None, max_pixels: int = MAX_PIX
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _first_frame(io.BytesIO(source), name, max_pixels)
     if isinstance(source, (str, os.PathLike)):
-        with _opened(os.fspath(source), name) as stream:
+        with opened_file(os.fspath(source), name) as stream:
             return _first_frame(stream, name, max_pixels)
     raise KcdpError(
         f"{name}: received {type(source).__name__}", "a path, a file's bytes, a Pillow image or a uint8 array"
@@ -107,8 +149,15 @@ def source_name(source: object, index: int | None = None) -> str:
     return f"<{kind}>" if index is None else f"<{kind} {index}>"
 
 
+def picture_format(head: bytes) -> str | None:
+    """The key of ``FORMATS`` or ``ADDED_FORMATS`` that a file beginning so has; None: it is no picture known here."""
+    accepting = {name: accepts for name, (accepts, _) in FORMATS.items()}
+    accepting |= {name: accepts for name, (accepts, _, _) in ADDED_FORMATS.items()}
+    return next((name for name, accepts in accepting.items() if accepts(head)), None)
+
+
 @contextmanager
-def _opened(path: str, name: str) -> Iterator[IO[bytes]]:
+def opened_file(path: str, name: str) -> Iterator[IO[bytes]]:
     """The file, once it is known to be one: opening a named pipe would wait for ever."""
     try:
         mode = os.stat(path).st_mode
@@ -127,7 +176,15 @@ def _opened(path: str, name: str) -> Iterator[IO[bytes]]:
         yield stream
 
 
-def _first_frame(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+@contextmanager
+def opened_picture(stream: IO[bytes], name: str, max_pixels: int = MAX_PIXELS) -> Iterator[ImageFile.ImageFile]:
+    """A picture whose header has been read and whose size has been checked; no pixel is decoded yet.
+
+    Whatever is raised inside by a damaged file becomes one line.
+
+    Raises:
+        KcdpError: not a picture, another format, too large, truncated or damaged.
+    """
     try:
         head = stream.read(_HEAD_BYTES)
         stream.seek(0)
@@ -135,18 +192,33 @@ def _first_frame(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
         raise KcdpError(f"{name} cannot be read: {error.strerror or error}", "a picture file") from None
     reader = _reader(head, name)
     with _whole_pictures_only, _one_line(name), reader(stream) as image:
-        _check_size(image.size, name, max_pixels)
-        image.load()
-        picture = image.copy()  # a plain image, independent of the stream
-    return _without_broken_exif(picture)
+        check_size(image.size, name, max_pixels)
+        yield image
+
+
+def current_frame(image: ImageFile.ImageFile) -> Image.Image:
+    """A plain image of the frame that an opened picture stands at, independent of its stream."""
+    image.load()
+    return _without_broken_exif(image.copy())
+
+
+def _first_frame(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+    with opened_picture(stream, name, max_pixels) as image:
+        return current_frame(image)
 
 
 def _reader(head: bytes, name: str) -> Callable[..., ImageFile.ImageFile]:
     if not head:
         raise KcdpError(f"{name} is empty (0 bytes)", "a picture file", "copy it again")
-    for accepts, reader in FORMATS.values():
-        if accepts(head):
-            return reader
+    form = picture_format(head)
+    if form in FORMATS:
+        return FORMATS[form][1]
+    if form is not None:
+        _, find, fix = ADDED_FORMATS[form]
+        reader = find()
+        if reader is None:
+            raise KcdpError(f"{name} is {'an' if form[0] in 'AEIO' else 'a'} {form} picture", _EXPECTED, fix)
+        return reader
     lower = head.lower()
     for offset, signature, kind in _OTHER_KINDS:
         if lower[offset:].startswith(signature.lower()):
@@ -157,7 +229,7 @@ def _reader(head: bytes, name: str) -> Callable[..., ImageFile.ImageFile]:
 def _loaded(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     if 0 in image.size:
         raise KcdpError(f"{name} has no pixels ({image.width} x {image.height})", "a picture")
-    _check_size(image.size, name, max_pixels)
+    check_size(image.size, name, max_pixels)
     with _whole_pictures_only, _one_line(name):
         image.load()
     return _without_broken_exif(image)
@@ -171,7 +243,8 @@ def _from_array(array: np.ndarray, name: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array))
 
 
-def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+def check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    """Raises KcdpError where width times height is more than ``max_pixels``."""
     width, height = size
     if width * height > max_pixels:
         raise KcdpError(

@@ -2,8 +2,8 @@
 
 Three lines turn a folder of stickers into tags::
 
-    from kcdp.runtime import Tagger, find_pictures
-    for tag in Tagger.load("stickers.kcdp").stream(find_pictures(["stickers/"])):
+    from kcdp.runtime import Tagger, find_items
+    for tag in Tagger.load("stickers.kcdp").stream(find_items("stickers/")):
         print(tag.path, tag.label, tag.confidence)
 
 Importing this package loads nothing: numpy and Pillow come with the first name that is used, the session
@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kcdp.runtime.backends.options import SessionOptions
     from kcdp.runtime.backends.registry import choose, open_session
-    from kcdp.runtime.sources import find_pictures
+    from kcdp.runtime.sources import find_items, find_pictures
     from kcdp.runtime.tagger import Tag, Tagger
 
-__all__ = ["SessionOptions", "Tag", "Tagger", "choose", "find_pictures", "open_session"]
+__all__ = ["SessionOptions", "Tag", "Tagger", "choose", "find_items", "find_pictures", "open_session"]
 
 _HOMES = {
-    "Tag": "kcdp.runtime.tagger", "Tagger": "kcdp.runtime.tagger", "find_pictures": "kcdp.runtime.sources",
+    "Tag": "kcdp.runtime.tagger", "Tagger": "kcdp.runtime.tagger",
+    "find_items": "kcdp.runtime.sources", "find_pictures": "kcdp.runtime.sources",
     "SessionOptions": "kcdp.runtime.backends.options", "choose": "kcdp.runtime.backends.registry",
     "open_session": "kcdp.runtime.backends.registry",
 }  # fmt: skip

@@ -12,11 +12,12 @@ import numpy as np
 from PIL import Image
 
 from kcdp.bundle import Manifest
-from kcdp.decoding import Source, decode, source_name
+from kcdp.decoding import Source, source_name
 from kcdp.errors import KcdpError
 from kcdp.runtime.backends.options import SessionOptions
 from kcdp.runtime.backends.registry import open_session
 from kcdp.runtime.items import Item, Prepared
+from kcdp.runtime.media.frames import read_frames
 from kcdp.runtime.names import find_model
 from kcdp.runtime.pipeline import ClockedSpec, Reader, Stats, best_batch, flow, readers_here
 from kcdp.runtime.session import NonFiniteLogits, Session
@@ -236,8 +237,8 @@ class Tagger:
         if item.error is not None:
             raise item.error
         source = item.source() if callable(item.source) else item.source
-        pixels = self._spec.apply(decode(source, name=item.name))[None]
-        return Prepared(item.name, pixels, caption=item.caption)
+        pixels, weights, frames = read_frames(source, self._spec, name=item.name)
+        return Prepared(item.name, pixels, weights, frames, caption=item.caption)
 
     def _alone(self, item: Any) -> Iterator[Tag]:
         """One picture, without any thread."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import sys
 import threading
 import warnings
 import zlib
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from kcdp.decoding import FORMATS, decode, source_name
+from kcdp.decoding import ADDED_FORMATS, FORMATS, decode, picture_format, source_name
 from kcdp.errors import KcdpError
 from kcdp.preprocess import PreprocessSpec, to_rgb
 
@@ -302,8 +303,6 @@ def test_a_text_bomb_is_an_error() -> None:
         (b"hello, world", "is not a picture (it begins with b'hello, w'); expected PNG, JPEG, WebP, GIF or BMP"),
         (b"BMW is not a bitmap, though it begins like one", "is not a picture (it begins with b'BMW is n')"),
         (b"II*\0rest", "is a TIFF picture; expected PNG, JPEG, WebP, GIF or BMP; convert it first"),
-        (b"\0\0\0\x1cftypavif", "is an AVIF picture"),
-        (b"\0\0\0\x1cftypheic", "is a HEIC picture"),
         (b"\0\0\0\x1cftypisom", "is an MP4 or QuickTime video"),
         (b"\x1aE\xdf\xa3\x01", "is a WebM or Matroska video"),
         (b"\x1f\x8b\x08\0", "is gzip data (perhaps a .tgs sticker)"),
@@ -321,6 +320,70 @@ def test_messages_name_file_and_reason(content: bytes, reason: str, tmp_path: Pa
     with pytest.raises(KcdpError) as caught:
         decode(file)
     assert str(caught.value).startswith(f"{file} {reason}")
+
+
+ADDED = {
+    "AVIF": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf",
+    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+}
+
+
+@pytest.mark.parametrize("form", ADDED_FORMATS)
+def test_a_format_whose_reader_is_not_installed_says_how_to_get_it(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    accepts, _, fix = ADDED_FORMATS[form]
+    monkeypatch.setitem(ADDED_FORMATS, form, (accepts, lambda: None, fix))
+    with pytest.raises(KcdpError) as caught:
+        decode(ADDED[form], name="x")
+    article, install = {"AVIF": ("an", '--upgrade "Pillow>=11.3"'), "HEIC": ("a", '"kcdp[heif]"')}[form]
+    assert str(caught.value) == (
+        f"x is {article} {form} picture; expected PNG, JPEG, WebP, GIF or BMP; "
+        f"convert it first, or run: pip install {install}"
+    )
+
+
+def test_readers_that_are_missing_are_no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("PIL.AvifImagePlugin", "pillow_heif"):
+        monkeypatch.setitem(sys.modules, module, None)  # type: ignore[arg-type]
+    assert [find() for _, find, _ in ADDED_FORMATS.values()] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("head", "form"),
+    [
+        *((data, form) for form, data in ADDED.items()),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0avifmif1", "AVIF"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0heicmif1", "HEIC"),
+        (b"\0\0\0\x18ftypmsf1\0\0\0\0avismsf1", "AVIF"),
+        (b"\0\0\0\x10ftypmif1\0\0\0\0avif", "HEIC"),
+        (b"\0\0\0\x1cftypisom\0\0\0\0avif", None),
+        (b"\0\0\0\x1cmoovavif", None),
+        (SAMPLES["GIF"], "GIF"),
+        (b"", None),
+    ],
+)
+def test_formats_are_told_by_their_first_bytes(head: bytes, form: str | None) -> None:
+    assert picture_format(head) == form
+
+
+@pytest.mark.parametrize("form", ADDED_FORMATS)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_added_formats(form: str, mode: str, no_warnings: None) -> None:
+    reader = ADDED_FORMATS[form][1]()
+    if reader is None:
+        pytest.skip(f"no reader of {form} is installed")
+    if form == "HEIC":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    data = encoded(gradient(mode, (48, 34)), "HEIF" if form == "HEIC" else form)
+    assert picture_format(data) == form
+    expected = np.asarray(to_rgb(reader(io.BytesIO(data))))
+    assert np.array_equal(np.asarray(to_rgb(decode(data))), expected)
+    difference = np.abs(expected.astype(int) - np.asarray(to_rgb(gradient(mode, (48, 34)))))
+    assert expected.shape == (34, 48, 3) and difference.mean() < 12
+    for length in (40, len(data) // 2, len(data) - 1):
+        with pytest.raises(KcdpError, match="cut is truncated or damaged"):
+            decode(data[:length], name="cut")
+    with pytest.raises(KcdpError, match="has 48 x 34 pixels"):
+        decode(data, max_pixels=48 * 34 - 1)
 
 
 def test_paths_that_are_no_files(tmp_path: Path) -> None:

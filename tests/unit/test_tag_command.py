@@ -110,7 +110,7 @@ def test_an_interrupted_run_leaves_the_old_file(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kcdp.runtime.tagger.decode", interrupt)
+    monkeypatch.setattr("kcdp.runtime.tagger.read_frames", interrupt)
     status, out, _ = tag("s", "--out", "rows.csv")
     assert (status, out) == (130, "") and Path("rows.csv").read_text() == "old"
     assert sorted(os.listdir()) == ["rows.csv", "s"]

@@ -1,0 +1,1 @@
+"""Reading stickers of every kind: stills, animations, vector and video stickers, archives and packs."""
