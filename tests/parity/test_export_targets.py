@@ -16,6 +16,7 @@ from kcdp.cli import main
 from kcdp.data.registry import open_dataset
 from kcdp.errors import KcdpError
 from kcdp.export import exporter
+from kcdp.export.engine.package import RTX
 from kcdp.export.passes.registry import NAMES
 from kcdp.export.precision.census import PRODUCTS
 from kcdp.export.runners import usable
@@ -102,11 +103,12 @@ def opened(bundle, folder, entries):
         ("cuda", "fp16"),
         pytest.param("cuda", "fp32", marks=pytest.mark.slow),
         pytest.param("tensorrt", "int8", marks=pytest.mark.slow),
+        pytest.param("tensorrt", "bf16", marks=pytest.mark.slow),
         pytest.param("web", "int8", marks=pytest.mark.slow),
     ],
 )
-def test_a_bundle_of_each_kind(request, tmp_path, target, precision):
-    if precision == "bf16" and not usable(("openvino",), "bfloat16"):
+def test_a_bundle_of_each_kind(request, tmp_path, capsys, target, precision):
+    if (target, precision) == ("cpu", "bf16") and not usable(("openvino",), "bfloat16"):
         pytest.skip("this processor has no bfloat16, or openvino is not installed")
     run = request.getfixturevalue("steady" if precision in ("fp16", "bf16") else "run")
     bundle = exported(run, tmp_path / "m.kcdp", "--target", target, "--precision", precision)
@@ -121,7 +123,8 @@ def test_a_bundle_of_each_kind(request, tmp_path, target, precision):
     products = Counter()
     for kind in PRODUCTS:
         products.update(manifest.export["operators"].get(kind, {}))
-    expected = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16-weights float32", "int8": "int8",
+    bf16 = "bfloat16" if target == "tensorrt" else "bfloat16-weights float32"
+    expected = {"fp32": "float32", "fp16": "float16", "bf16": bf16, "int8": "int8",
                 "w8": "int8-weights float32"}[precision]  # fmt: skip
     assert products[expected] > 10, products
     if precision in ("fp32", "fp16"):
@@ -133,6 +136,19 @@ def test_a_bundle_of_each_kind(request, tmp_path, target, precision):
     if precision == "w8":
         assert not opened(bundle, tmp_path, SESSION_ENTRIES["int8-weights"])["DequantizeLinear"], "widened in every run"
         assert opened(bundle, tmp_path, {})["DequantizeLinear"] > 10, "ONNX Runtime needs not be told any more"
+    if target == "tensorrt":  # the types of the bundle are those of the engine's products
+        capsys.readouterr()
+        arguments = ["--package", RTX, "--profile", "1:2:4", "--cache", str(tmp_path / "cache"), "--json"]
+        assert main(["export", "engine", str(bundle.path), *arguments]) == 0
+        engine = json.loads(capsys.readouterr().out)
+        kinds = Counter()
+        for name, count in engine["layers"].items():
+            if name.split()[0] in ("CONVOLUTION", "MATRIX_MULTIPLY"):
+                kinds[name.split()[1]] += count
+        left = sum(dtype == "float32" for dtype in manifest.precision.values())
+        assert set(kinds) <= {"FLOAT", "BF16" if precision == "bf16" else "INT8"}, kinds
+        assert precision == "int8" or kinds["FLOAT"] <= left, kinds  # in int8, products without weights are float32 too
+        assert sum(kinds.values()) - kinds["FLOAT"] > 50, kinds
     domains = {node.domain for node in onnx.load(str(bundle.model_path), load_external_data=False).graph.node}
     if target == "cuda":
         fused = manifest.export["fused"]
