@@ -120,12 +120,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.scatter([], [], 60, colour, label=precision)
     for name, mark in marks.items():
         axes.scatter([], [], 60, "#888888", marker=mark, label=name)
-    axes.set(xlabel="bundle, MB", ylabel="decisions as PyTorch's, %", title=f"{rows[0]['pictures']} check pictures")
+    refused = [f"{row['target']} {row['precision']}" for row in rows if "bytes" not in row]
+    title = f"{rows[0]['pictures']} check pictures" + (f"; refused: {', '.join(refused)}" if refused else "")
+    axes.set(xlabel="bundle, MB", ylabel="decisions as PyTorch's, %", title=title)
     axes.set_xlim(0)
     axes.grid(alpha=0.3)
-    axes.legend(ncols=3, loc="lower right", fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 if __name__ == "__main__":
