@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one (default: 8000)")
     parser.add_argument("--token-file", metavar="FILE", help=f"bearer token for clients (default: ${TOKEN_VARIABLE})")
+    parser.add_argument("--backend", default="auto", metavar="NAME", help="default: the best here, see kcdp doctor")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads of a batch (default: all cores)")
     default = ServerOptions()
     for option, kind, unit, value, meaning in (
@@ -67,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
     from kcdp.runtime.tagger import Tagger
 
     opened = bind(args.host, args.port)
-    with opened, Tagger.load(args.model, threads=args.threads, batch_size=args.batch_size) as tagger:
+    how = {"backend": args.backend, "threads": args.threads, "batch_size": args.batch_size}
+    with opened, Tagger.load(args.model, **how) as tagger:
         service = Service(tagger, options)
         server = make_server(make_app(service), options, access_log=args.access_log)
         if options.token is None and others_can_reach(opened):
