@@ -76,7 +76,8 @@ def test_csv_round_trip(tmp_path: Path) -> None:
 def test_the_model_stands_in_every_row_and_rows_are_read_back(tmp_path: Path, form: str) -> None:
     file = written(form, rows(), tmp_path / "tags", model="0123456789ab")
     with file.open(**TEXT) as stream:
-        lines = map(json.loads, stream) if form == "jsonl" else map(fields_of_cells, islice(csv.reader(stream), 1, None))
+        records = islice(csv.reader(stream), 1, None)
+        lines = map(json.loads, stream) if form == "jsonl" else map(fields_of_cells, records)
         read = list(lines)
     assert {fields["model"] for fields in read} == {"0123456789ab"}
     assert [tag_of_row(fields) for fields in read] == [
