@@ -56,8 +56,7 @@ class Earlier:
 
 def partial(path: str | Path) -> Path:
     """Where the rows of ``path`` are until all are there."""
-    real = Path(os.path.realpath(path))
-    return real.with_name(f"{real.name}.partial")
+    return Path(f"{_followed(path)}.partial")
 
 
 def check_start(path: str, *, resume: bool, append: bool) -> None:
@@ -132,7 +131,7 @@ class RowsFile:
         self, path: str, form: str, model: str, *, resume: bool = False, append: bool = False, keep: bool = False
     ) -> None:
         check_start(path, resume=resume, append=append)
-        self._path, self._append = Path(os.path.realpath(path)), append
+        self._path, self._append = _followed(path), append
         self._working = self._path if append else partial(path)
         source = self._working if append or self._working.exists() else self._path
         self.earlier = Earlier()
@@ -185,6 +184,11 @@ class RowsFile:
         return KcdpError(
             f"writing {self._working} failed ({error.strerror or error})", fix="free some space or choose another place"
         )
+
+
+def _followed(path: str | Path) -> Path:
+    """The path as it was given; of a symbolic link, where it leads."""
+    return Path(os.path.realpath(path) if os.path.islink(path) else path)
 
 
 def _json_rows(file: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:

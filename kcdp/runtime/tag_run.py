@@ -119,10 +119,8 @@ def opened_outputs(args: argparse.Namespace, model: str, survey: Survey) -> Iter
 
         each.append(Sorter(args.sort_into, link=args.link))
     form, kept = form_of(args), bool(args.sheet or args.html)
-    counter = Counter(survey.count, shown=bool(args.out) or not sys.stdout.isatty())
     picture = _PictureSheet()
     with ExitStack() as files:
-        files.callback(counter.clear)
         if args.html:
             from kcdp.runtime.page import HtmlSheet
 
@@ -139,6 +137,10 @@ def opened_outputs(args: argparse.Namespace, model: str, survey: Survey) -> Iter
             if args.out:
                 stream = files.enter_context(files.enter_context(atomic_file(args.out)).open("w", **TEXT))
             write = make_writer(form, stream, survey.width, model=model[:DIGEST_DIGITS]).write
+        before = earlier.tagged + earlier.failed
+        total = None if survey.count is None else max(0, survey.count - before)
+        counter = Counter(total, shown=bool(args.out) or not sys.stdout.isatty())
+        files.callback(counter.clear)
         yield Outputs(write, each, sheets, earlier, counter)
     if args.sheet:
         from kcdp.runtime.sheet import write_contact_sheet

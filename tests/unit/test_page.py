@@ -22,7 +22,8 @@ from kcdp.runtime.tagger import Tag
 VOID = {"meta", "input", "img"}
 HOSTILE = (
     "<script>alert(1)</script>.png", '"><img src=x onerror=alert(1)>.png', "' onload='alert(1)", "</style><b>",
-    "&lt;b&gt;", "<!-- ", "]]>", "\u202egnp.exe", "line\nfeed\x1b[31m.png", "\udcff.png", "javascript:alert(1)", "{{7*7}}${7*7}%s{x}",
+    "&lt;b&gt;", "<!-- ", "]]>", "\u202egnp.exe", "line\nfeed\x1b[31m.png", "\udcff.png", "javascript:alert(1)",
+    "{{7*7}}${7*7}%s{x}",
 )  # fmt: skip
 
 
