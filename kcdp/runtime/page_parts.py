@@ -31,7 +31,7 @@ label { white-space: nowrap; }
 #cards { list-style: none; margin: 0; padding: 0; display: grid; gap: .8rem;
   grid-template-columns: repeat(auto-fill, minmax(11.5rem, 1fr)); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .6rem; min-width: 0;
-  border-top: .3rem solid var(--emotion, var(--line)); }
+  border-top: .3rem solid var(--emotion, var(--line)); content-visibility: auto; contain-intrinsic-size: auto 22rem; }
 .card[hidden] { display: none; }
 .picture { display: flex; justify-content: center; align-items: center; height: 10rem; background: #fff; color: #59606b;
   border-radius: .3rem; overflow: hidden; text-align: center; font-size: .8rem; padding: .2rem; }
@@ -59,6 +59,7 @@ for (const radio of form.elements.show) {
   radio.nextElementSibling.textContent = `${radio.value} (${count})`;
   radio.parentElement.hidden = !count && radio.value !== "all";
 }
+let last = "given";
 function arrange() {
   const show = form.elements.show.value, order = form.elements.order.value;
   const sorted = order === "given" ? cards : [...cards].sort((one, other) => {
@@ -68,7 +69,8 @@ function arrange() {
     return order === "surest" ? difference : -difference;
   });
   for (const card of cards) card.hidden = show !== "all" && card.dataset.label !== show;
-  list.append(...sorted);
+  if (order !== last) list.append(...sorted);
+  last = order;
   document.getElementById("shown").textContent = `${cards.filter(card => !card.hidden).length} shown`;
 }
 form.addEventListener("change", arrange);

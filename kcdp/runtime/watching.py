@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 QUIET, INTERVAL = 0.5, 0.25
 _SHARE = 10  # a look may take one part in so many of the time
 
-_Signature = tuple[int, int, int]
+_Signature = tuple[int, int, int, int]
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Watcher:
         self, find: Callable[[], Iterable[Item]], *, own: Collection[str] = (), known: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic, now: Callable[[], float] = time.time,
     ) -> None:  # fmt: skip
-        self._find, self._own, self._known = find, {os.path.realpath(path) for path in own}, known
+        self._find, self._own, self._known = find, own, known
         self._clock, self._now = clock, now
         self._seen: dict[str, _Seen] | None = None
 
@@ -55,10 +55,11 @@ class Watcher:
         """The items that have come to rest since the last look, in the order of ``find``; at first all that rest."""
         before = {} if self._seen is None else self._seen
         first, moment, after, ready = self._seen is None, self._clock(), {}, []
+        own = {_place(path) for path in self._own} - {None}
         for item in self._find():
-            if item.name in after or self._is_own(item):
+            signature = None if item.name in after else _signature(item)
+            if item.name in after or (signature is not None and signature[2:] in own):
                 continue
-            signature = _signature(item)
             seen = before.get(item.name)
             if seen is None or seen.signature != signature:
                 known = first and item.name in self._known
@@ -72,9 +73,6 @@ class Watcher:
 
     def _rests(self, signature: _Signature | None) -> bool:
         return signature is None or not 0 <= self._now() - signature[0] / 1e9 < QUIET
-
-    def _is_own(self, item: Item) -> bool:
-        return isinstance(item.source, (str, os.PathLike)) and os.path.realpath(item.source) in self._own
 
 
 def rounds(watcher: Watcher, stopped: Callable[[], bool], sleep: Callable[[float], None] = time.sleep) -> Iterator[Any]:
@@ -116,7 +114,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
 
 def _signature(item: Item) -> _Signature | None:
-    """Modification time, size and number of the item's file; of an archive's entry, of the archive. None: no file."""
+    """Modification time, size, device and number of the item's file, or of its archive's. None: there is none."""
     path = os.fspath(item.source) if isinstance(item.source, (str, os.PathLike)) else item.name
     while path:
         try:
@@ -127,5 +125,13 @@ def _signature(item: Item) -> _Signature | None:
                 return None
             path = above
             continue
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        return found.st_mtime_ns, found.st_size, found.st_dev, found.st_ino
     return None
+
+
+def _place(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import inspect
-import io
 import json
 import os
 import shutil
@@ -23,7 +22,6 @@ from kcdp.bundle import Bundle
 from kcdp.labels import LABELS
 from kcdp.runtime.__main__ import main
 from kcdp.runtime.items import Item
-from kcdp.runtime.output import make_writer
 from kcdp.runtime.tag_run import Outputs
 from kcdp.runtime.tagger import Tag, Tagger
 
@@ -259,14 +257,6 @@ def test_where_the_time_went(
     monkeypatch.setattr(Tagger, "stats", Stats(), raising=False)
     status, _, err = tag("s", "--out", "rows.csv", "--stats")
     assert (status, err) == (0, "6 tagged, 0 failed; wrote rows.csv\n6 pictures in 1.0 s\ndecoding 0.5 s\n")
-
-
-def test_an_animation_in_the_table(folder: Path, tag: Callable[..., tuple[int, str, str]]) -> None:
-    animation = Tag("a.gif", "sad", 0.5, dict.fromkeys(LABELS, 0.0), frames=24, spread=0.25)
-    stream = io.StringIO()
-    make_writer("table", stream).write(animation)
-    assert stream.getvalue().splitlines()[1] == "a.gif  sad            0.500  24 frames, spread 0.25"
-    assert "frames" not in tag("s")[1], "still pictures have no such column"
 
 
 def test_files_beside_that_cannot_be_written_are_warnings_and_status_1(
