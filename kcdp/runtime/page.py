@@ -19,7 +19,7 @@ from kcdp.runtime.thumbnails import data_uri, first_picture
 if TYPE_CHECKING:
     from kcdp.runtime.tagger import Tag
 
-#: Most characters of embedded pictures, by default: some 6,000 stickers, which a browser on two busy cores opens in 4 s.
+#: Most characters of embedded pictures, by default: some 6,000 stickers; a browser on two busy cores took 4 s.
 MOST_CHARACTERS = 32_000_000
 _SIDE = 160  # pixels
 

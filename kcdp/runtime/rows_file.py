@@ -66,9 +66,13 @@ def check_start(path: str, *, resume: bool, append: bool) -> None:
         KcdpError: there are such rows, and ``resume`` does not say that they are to be continued.
     """
     begun = Path(path) if append else partial(path)
-    if not resume and begun.exists() and (not append or begun.stat().st_size):
-        kind = "holds rows already" if append else "is left from a run that did not end"
-        raise KcdpError(f"{begun} {kind}", fix=f"add --resume to go on with it, or delete {begun}")
+    if resume or not begun.exists() or (append and not begun.stat().st_size):
+        return
+    if append:
+        raise KcdpError(f"{begun} is there already", fix="add --resume to go on with its rows, or choose another --out")
+    raise KcdpError(
+        f"{begun} is left from a run that did not end", fix=f"add --resume to go on with it, or delete {begun}"
+    )
 
 
 def read_earlier(file: Path, form: str, model: str, *, keep: bool = False) -> Earlier:
@@ -106,6 +110,8 @@ def read_earlier(file: Path, form: str, model: str, *, keep: bool = False) -> Ea
         earlier.failed += tag.error is not None
         if keep:
             earlier.tags.setdefault(tag.path, []).append(tag)
+    if not earlier.end:
+        _check_beginning(file, form)
     return earlier
 
 
@@ -184,6 +190,15 @@ class RowsFile:
         return KcdpError(
             f"writing {self._working} failed ({error.strerror or error})", fix="free some space or choose another place"
         )
+
+
+def _check_beginning(file: Path, form: str) -> None:
+    """What holds no whole row is going to be replaced: it must be the torn beginning of ours, or nothing."""
+    begins = b'{"path": ' if form == "jsonl" else ",".join(COLUMNS).encode()
+    with file.open("rb") as stream:
+        head = stream.read(len(begins))
+    if not begins.startswith(head):
+        raise KcdpError(f"{file} begins with {head[:20]!r}", f"rows of kcdp tag as {form}", "choose another --out")
 
 
 def _followed(path: str | Path) -> Path:

@@ -56,9 +56,7 @@ class Sorter:
                 return  # its row says so
             self._publish(item.name, place / Path(source).name, lambda path: _copy(Path(source), path), Path(source))
         elif callable(source) or isinstance(source, (bytes, bytearray, memoryview)):
-            if item.error is not None:
-                return
-            self._from_bytes(item, place)
+            self._from_bytes(item, place, failed=tag.error is not None)
         else:
             self.without_file += 1
 
@@ -70,10 +68,17 @@ class Sorter:
             lines.append(f"{self.without_file} pictures are no files, and were not sorted")
         return lines
 
-    def _from_bytes(self, item: Item, place: Path) -> None:
+    def _from_bytes(self, item: Item, place: Path, *, failed: bool) -> None:
+        if item.error is not None:
+            return  # its row says so
         if self._link:
             raise KcdpError(f"{item.name} is no file that could be linked", fix="leave out --link to copy")
-        source = item.source() if callable(item.source) else item.source
+        try:
+            source = item.source() if callable(item.source) else item.source
+        except KcdpError:
+            if failed:
+                return  # its row says so
+            raise
         data = bytes(source)  # type: ignore[arg-type]
         self._publish(item.name, place / safe_name(item.name), lambda path: path.write_bytes(data), None)
 

@@ -107,6 +107,10 @@ def test_rows_of_another_model_are_refused(tmp_path: Path, form: str) -> None:
     ("form", "content", "message"),
     [
         ("csv", "path,label\r\na.png,sad\r\n", "begins with 'path,label'; expected the header path,label,confidence,"),
+        ("csv", "my notes", "begins with b'my notes'; expected rows of kcdp tag as csv; choose another --out"),
+        ("jsonl", '{"name": 1}', "begins with b'{\"name\": '; expected rows of kcdp tag as jsonl"),
+        ("jsonl", '{"name": 1}\n', "begins with b'{\"name\": '; expected rows of kcdp tag as jsonl"),
+        ("jsonl", '{"path": "a.p', ""),
         ("csv", "", ""),
         ("csv", "path,la", ""),
         ("csv", "GOOD" + "x,y\r\n" + "ROW", "line 2 of .* is not a row of kcdp tag; expected a file that an earlier"),
@@ -143,7 +147,7 @@ def test_what_is_left_of_an_earlier_run_is_not_lost(tmp_path: Path, form: str) -
         f"{partial(path)} is left from a run that did not end; add --resume to go on with it, or delete {partial(path)}"
     )
     path.write_text("x")
-    with pytest.raises(KcdpError, match=r"rows holds rows already; add --resume to go on with it, or delete "):
+    with pytest.raises(KcdpError, match=r"rows is there already; add --resume to go on with its rows, or choose"):
         RowsFile(str(path), form, MODEL, append=True)
 
 

@@ -75,6 +75,13 @@ def test_entries_are_copied_out_under_safe_names(tmp_path: Path) -> None:
         "sorted/happy/__": b"\3", "sorted/happy/b.png": b"\4", "sorted/happy/passwd": b"\2",
         "sorted/happy/wave (2).png": b"\1", "sorted/happy/wave.png": b"\0",
     }  # fmt: skip
+    def broken() -> bytes:
+        raise KcdpError("p.zip is damaged")
+
+    item = Item("p.zip/c.png", broken)
+    sorter.add(item, tag(item, error="p.zip is damaged"))
+    with pytest.raises(KcdpError, match=r"p\.zip is damaged"):
+        sorter.add(item, tag(item))
     item = Item("p.zip/wave.png", lambda: b"")
     with pytest.raises(KcdpError, match=r"p\.zip/wave\.png is no file that could be linked; leave out --link to copy"):
         Sorter(str(tmp_path / "sorted"), link=True).add(item, tag(item))

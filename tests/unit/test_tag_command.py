@@ -311,8 +311,10 @@ def test_links(folder: Path, tag: Callable[..., tuple[int, str, str]]) -> None:
         (["s", "--watch", "--stats"], "--watch and --stats were both given; expected one of them; --stats is of a run "
                                       "that ends by itself"),
         (["s", "--watch", "--out", "t.txt"], "--watch writes t.txt as a table; expected --out FILE.jsonl or FILE.csv"),
-        (["s", "--watch", "--out", "s/0.png", "--format", "csv"], "s/0.png holds rows already; add --resume to go on "
-                                                                  "with it, or delete s/0.png"),
+        (["s", "--watch", "--out", "s/0.png", "--format", "csv"], "s/0.png is there already; add --resume to go on "
+                                                                  "with its rows, or choose another --out"),
+        (["s", "--watch", "--out", "s/0.png", "--format", "csv", "--resume"],
+         "--out s/0.png is one of the pictures to tag; expected another name"),
         (["s", "--out", "s/0.png/t.csv"], "writing s/0.png/t.csv failed (Not a directory); free some space or choose "
                                           "another place"),
         (["s", "--batch-size", "0"], "batch_size is 0; expected a whole number from 1"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 
 import kcdp
 from kcdp.bundle import Bundle
+from kcdp.runtime.__main__ import main
 from kcdp.runtime.items import Item
 from kcdp.runtime.sources import find_pictures
 from kcdp.runtime.watching import QUIET, Watcher, rounds, stop_on_signals
@@ -171,6 +173,38 @@ def lines_of(path: Path, count: int) -> list[str]:
     raise AssertionError(f"{path} has {len(lines)} lines, {count} were awaited")
 
 
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_watching_is_taken_up_again(
+    tmp_path: Path, tiny_bundle: Bundle, label_colours: dict[str, tuple[int, int, int]], form: str,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    for number, label in enumerate(("sad", "happy")):
+        Image.new("RGB", (20, 20), label_colours[label]).save(tmp_path / "in" / f"{number}.png")
+
+        end = time.monotonic() + 1.5  # long enough for rows that should not come
+
+        @contextmanager
+        def stop_then(end: float = end) -> Iterator[Callable[[], bool]]:
+            yield lambda: time.monotonic() > end
+
+        monkeypatch.setattr("kcdp.runtime.tag_run.stop_on_signals", stop_then)
+        resume = ["--resume"] if number else []
+        assert main(["in", "--model", str(tiny_bundle.path), "--watch", "--out", f"tags.{form}", *resume]) == 0
+    assert [Path(line).name for line in names_in(tmp_path / f"tags.{form}", form)] == ["0.png", "1.png"]
+    told = capfd.readouterr().err.splitlines()
+    assert told[1::2] == [
+        f"1 tagged, 0 failed; wrote tags.{form}", f"2 tagged, 0 failed (1 rows were there before); wrote tags.{form}"
+    ]  # fmt: skip
+    assert main(["in", "--model", str(tiny_bundle.path), "--watch", "--out", f"tags.{form}"]) == 2
+
+
+def names_in(path: Path, form: str) -> list[str]:
+    lines = path.read_text().splitlines()
+    return [json.loads(line)["path"] for line in lines] if form == "jsonl" else [s.split(",")[0] for s in lines[1:]]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
 def test_the_command(
@@ -194,14 +228,17 @@ def test_the_command(
     with subprocess.Popen(
         line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard
     ) as process:
-        lines_of(out, 2)
-        draw(inbox / "1.png", "anger")
-        lines_of(out, 3)
-        draw(tmp_path / "other.png", "fear")
-        (tmp_path / "other.png").replace(inbox / "1.png")
-        lines_of(out, 4)
-        process.send_signal(getattr(signal, number))
-        told, errors = process.communicate(timeout=20)
+        try:
+            lines_of(out, 2)
+            draw(inbox / "1.png", "anger")
+            lines_of(out, 3)
+            draw(tmp_path / "other.png", "fear")
+            (tmp_path / "other.png").replace(inbox / "1.png")
+            lines_of(out, 4)
+            process.send_signal(getattr(signal, number))
+            told, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(Path(row["path"]).name, row["label"]) for row in rows] == [
         ("0.png", "sad"), ("old.png", None), ("1.png", "anger"), ("1.png", "fear"),
