@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import csv
-import json
 import unicodedata
 from abc import ABC, abstractmethod
 from typing import IO, TYPE_CHECKING, Any
 
 from kcdp.errors import KcdpError, nearest
 from kcdp.labels import LABELS
+from kcdp.runtime.rows import COLUMNS, cells, json_line, row
 
 if TYPE_CHECKING:
     from kcdp.runtime.tagger import Tag
 
-_DIGITS = 6
 _WIDEST_PATH = 72  # columns; a longer path pushes its own row to the right, nothing is cut
 
 
@@ -24,11 +23,14 @@ class TagWriter(ABC):
     Args:
         stream: opened with ``newline=""``, encoding UTF-8, ``errors="surrogateescape"`` (see ``TEXT``).
         path_width: columns of the longest path, where it is known; only the table uses it.
+        model: stands in every row as ``model``; empty: there is no such field. The table has none.
+        begun: the stream holds rows already, nothing is written above them.
     """
 
-    def __init__(self, stream: IO[str], path_width: int = 0) -> None:
-        self._stream, self._path_width = stream, path_width
-        self._begin()
+    def __init__(self, stream: IO[str], path_width: int = 0, *, model: str = "", begun: bool = False) -> None:
+        self._stream, self._path_width, self._model = stream, path_width, model
+        if not begun:
+            self._begin()
 
     def write(self, tag: Tag) -> None:
         """One row."""
@@ -45,15 +47,18 @@ class TagWriter(ABC):
 
 
 class TableWriter(TagWriter):
-    """Aligned columns: path, emotion, confidence, and the reason where a picture failed."""
+    """Aligned columns: path, emotion, confidence; the reason where a picture failed, an animation's frames."""
+
+    def __init__(self, stream: IO[str], path_width: int = 0, *, model: str = "", begun: bool = False) -> None:
+        super().__init__(stream, min(max(path_width, len("path")), _WIDEST_PATH), model=model, begun=begun)
 
     def _begin(self) -> None:
-        self._path_width = min(max(self._path_width, len("path")), _WIDEST_PATH)
         self._line("path", "emotion", "confidence")
 
     def _row(self, tag: Tag) -> None:
         if tag.error is None:
-            self._line(printable(tag.path), str(tag.label), f"{tag.confidence:>10.3f}")
+            moves = f"  {tag.frames} frames, spread {tag.spread or 0:.2f}" if tag.frames > 1 else ""
+            self._line(printable(tag.path), str(tag.label), f"{tag.confidence:>10.3f}{moves}")
         else:
             reason = tag.error.removeprefix(tag.path).lstrip(": ")  # the path stands in its own column
             self._line(printable(tag.path), "-", f"{'-':>10}  {printable(reason)}")
@@ -65,37 +70,24 @@ class TableWriter(TagWriter):
 
 
 class JsonLinesWriter(TagWriter):
-    """One object a line: path, label, confidence, scores, error; numbers rounded to 6 digits."""
+    """One object a line, with the fields of ``kcdp.runtime.rows.row``."""
 
     def _begin(self) -> None:
         pass
 
     def _row(self, tag: Tag) -> None:
-        row = {
-            "path": tag.path,
-            "label": tag.label,
-            "confidence": None if tag.confidence is None else round(tag.confidence, _DIGITS),
-            "scores": {label: round(score, _DIGITS) for label, score in tag.scores.items()},
-            "error": tag.error,
-        }
-        # a file name that is not UTF-8 holds lone surrogates; escaped, the line stays valid UTF-8
-        text = f"{tag.path}{tag.error}"
-        escape = not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text)
-        self._stream.write(json.dumps(row, ensure_ascii=escape, allow_nan=False) + "\n")
+        self._stream.write(json_line(row(tag, self._model)) + "\n")
 
 
 class CsvWriter(TagWriter):
-    """Comma-separated as in RFC 4180 with a header; numbers rounded to 6 digits, empty cells where there is none."""
+    """Comma-separated as in RFC 4180 with a header; numbers with 6 digits, empty cells where there is nothing."""
 
     def _begin(self) -> None:
-        self._csv = csv.writer(self._stream)
-        self._csv.writerow(["path", "label", "confidence", *LABELS, "error"])
+        csv.writer(self._stream).writerow(COLUMNS if self._model else COLUMNS[:-1])
         self._stream.flush()
 
     def _row(self, tag: Tag) -> None:
-        numbers = [tag.confidence, *(tag.scores.get(label) for label in LABELS)]
-        cells = ["" if n is None else f"{n:.{_DIGITS}f}" for n in numbers]
-        self._csv.writerow([tag.path, tag.label or "", *cells, tag.error or ""])
+        csv.writer(self._stream).writerow(cells(row(tag, self._model)))
 
 
 #: name of a format -> its writer.
@@ -105,15 +97,15 @@ FORMATS: dict[str, type[TagWriter]] = {"table": TableWriter, "jsonl": JsonLinesW
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
 
-def make_writer(name: str, stream: IO[str], path_width: int = 0) -> TagWriter:
-    """The writer of a format.
+def make_writer(name: str, stream: IO[str], path_width: int = 0, *, model: str = "", begun: bool = False) -> TagWriter:
+    """The writer of a format; see ``TagWriter``.
 
     Raises:
         KcdpError: there is no such format.
     """
     if name not in FORMATS:
         raise KcdpError(f"format is {name!r}{nearest(name, FORMATS)}", f"one of {', '.join(FORMATS)}")
-    return FORMATS[name](stream, path_width)
+    return FORMATS[name](stream, path_width, model=model, begun=begun)
 
 
 def printable(text: str) -> str:

@@ -9,12 +9,12 @@ from pathlib import Path
 from PIL import Image
 
 from kcdp.cards import COLOURS, Card, Layout, draw_sheet, fitted
-from kcdp.decoding import decode
 from kcdp.errors import KcdpError, nearest
 from kcdp.files import atomic_file
 from kcdp.labels import LABELS
-from kcdp.preprocess import to_rgb
+from kcdp.runtime.items import Readable
 from kcdp.runtime.tagger import Tag
+from kcdp.runtime.thumbnails import first_picture
 
 __all__ = ["COLOURS", "write_contact_sheet"]
 
@@ -28,6 +28,7 @@ def write_contact_sheet(
     columns: int = 8,
     tile: int = 96,
     truth: Mapping[str, str] | None = None,
+    sources: Mapping[str, Readable] | None = None,
 ) -> None:
     """Write a PNG with one card a tag: the picture on white, as the model sees transparency, and its emotion.
 
@@ -41,6 +42,7 @@ def write_contact_sheet(
         tile: side of a picture in pixels, 32 to 512.
         truth: ``tag.path`` -> the right emotion; wrong cards get a red frame, and the title an accuracy over
             the pictures that are in it.
+        sources: ``tag.path`` -> the picture, where the path itself is none (an archive's entry).
 
     Raises:
         KcdpError: ``columns``, ``tile`` or an emotion in ``truth`` makes no sense, or ``path`` cannot be written.
@@ -56,7 +58,7 @@ def write_contact_sheet(
     layout = Layout(tile, columns)
     fitting = max(1, (_MAX_SHEET_PIXELS // layout.width - layout.header) // (layout.cell[1] + layout.gap)) * columns
     shown = rows[:fitting]
-    cards = (_card(tag, tile, truth.get(tag.path)) for tag in shown)
+    cards = (_card(tag, tile, truth.get(tag.path), (sources or {}).get(tag.path, tag.path)) for tag in shown)
     legend = dict(Counter(tag.label for tag in rows if tag.label).most_common())
     sheet = draw_sheet(cards, len(shown), layout, _title(rows, len(shown), truth), legend)
     with atomic_file(path) as temporary:
@@ -73,9 +75,9 @@ def _title(rows: Sequence[Tag], shown: int, truth: Mapping[str, str]) -> str:
     return title + (f"; the first {shown} are shown" if shown < len(rows) else "")
 
 
-def _card(tag: Tag, tile: int, known: str | None) -> Card:
+def _card(tag: Tag, tile: int, known: str | None, source: Readable) -> Card:
     wrong = known is not None and known != tag.label
-    picture, reason = _thumbnail(tag, tile)
+    picture, reason = _thumbnail(tag, tile, source)
     judged = tag.label is not None and tag.confidence is not None
     return Card(
         picture, reason,
@@ -84,12 +86,12 @@ def _card(tag: Tag, tile: int, known: str | None) -> Card:
     )  # fmt: skip
 
 
-def _thumbnail(tag: Tag, tile: int) -> tuple[Image.Image | None, str]:
+def _thumbnail(tag: Tag, tile: int, source: Readable) -> tuple[Image.Image | None, str]:
     """The picture within tile x tile, on white; or None and the reason, without the path it begins with."""
     reason = tag.error
     if reason is None:
         try:
-            return fitted(to_rgb(decode(tag.path)), tile), ""
+            return fitted(first_picture(source, tag.path), tile), ""
         except KcdpError as error:
             reason = "no picture" if tag.path.startswith("<") else str(error)
     return None, reason.removeprefix(tag.path).lstrip(": ").split(";")[0]

@@ -73,9 +73,9 @@ def test_failures_are_grey_tiles(tmp_path: Path) -> None:
     write_contact_sheet(tmp_path / "sheet.png", tags, columns=4)
     pixels = drawn(tmp_path / "sheet.png")
     assert count(pixels, (224, 226, 230)) > 4 * 96 * 96 * 0.6
-    assert sheet._thumbnail(tags[0], 64) == (None, "does not exist")
-    assert sheet._thumbnail(tags[1], 64) == (None, "does not exist")
-    assert sheet._thumbnail(tags[2], 64) == (None, "no picture")
+    assert sheet._thumbnail(tags[0], 64, tags[0].path) == (None, "does not exist")
+    assert sheet._thumbnail(tags[1], 64, tags[1].path) == (None, "does not exist")
+    assert sheet._thumbnail(tags[2], 64, tags[2].path) == (None, "no picture")
 
 
 def test_truth_frames_what_is_wrong(tmp_path: Path) -> None:

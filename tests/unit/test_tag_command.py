@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,9 @@ import kcdp
 from kcdp.bundle import Bundle
 from kcdp.labels import LABELS
 from kcdp.runtime.__main__ import main
+from kcdp.runtime.items import Item
+from kcdp.runtime.tag_run import Outputs
+from kcdp.runtime.tagger import Tag
 
 REPOSITORY = Path(kcdp.__file__).parents[1]
 
@@ -110,22 +114,179 @@ def test_an_interrupted_run_leaves_the_old_file(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kcdp.runtime.tagger.read_frames", interrupt)
-    status, out, _ = tag("s", "--out", "rows.csv")
-    assert (status, out) == (130, "") and Path("rows.csv").read_text() == "old"
-    assert sorted(os.listdir()) == ["rows.csv", "s"]
+    monkeypatch.setattr(Outputs, "add", interrupt)
+    for name in ("rows.csv", "rows.txt"):
+        Path(name).write_text("old")
+        status, out, err = tag("s", "--out", name, "--sheet", "sheet.png", "--html", "page.html")
+        assert (status, out, err) == (130, "", "kcdp: interrupted\n") and Path(name).read_text() == "old"
+    assert sorted(os.listdir()) == ["rows.csv", "rows.txt", "s"]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_an_interrupted_run_is_taken_up(
+    folder: Path, tag: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    Path("s/2.png").write_bytes(b"no picture")
+    pages = ("--html", "page.html", "--sidecar", "json", "--sort-into", "sorted")
+    assert tag("s", "--out", f"whole.{form}", *pages, "--batch-size", "2")[0] == 1
+    page = Path("page.html").read_bytes()
+    for path in (*Path("s").glob("*.json"), Path("page.html")):
+        path.unlink()
+    real, out = Outputs.add, f"rows.{form}"
+
+    def add(self: Outputs, item: Item, found: Tag) -> None:
+        if found.path == "s/4.png":
+            raise KeyboardInterrupt
+        real(self, item, found)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Outputs, "add", add)
+        status, _, err = tag("s", "--out", out, *pages, "--batch-size", "2")
+    assert status == 130 and not Path(out).exists() and not Path("page.html").exists()
+    partial = Path(f"{out}.partial")
+    told = f"kcdp: 4 rows are in {partial}; next: the same command with --resume"
+    assert err == f"{told}\nkcdp: interrupted\n"
+    status, _, err = tag("s", "--out", out)
+    assert (status, err.split(";")[0]) == (2, f"kcdp: error: {partial} is left from a run that did not end")
+    partial.write_bytes(partial.read_bytes()[:-3])  # as a power cut leaves it
+    status, out_text, err = tag("s", "--out", out, "--resume", *pages)
+    assert (status, out_text) == (1, "")
+    assert err.splitlines()[0] == f"5 tagged, 1 failed (3 rows were there before); wrote {out} and page.html"
+    assert Path(out).read_bytes() == Path(f"whole.{form}").read_bytes() and not partial.exists()
+    assert Path("page.html").read_bytes() == page, "pictures of the first run are on the page too"
+    assert len(list(Path("s").glob("*.json"))) == 5 and len(list(Path("sorted").rglob("*.png"))) == 6
+    status, _, err = tag("s", "--recursive", "--out", out, "--resume")
+    assert (status, err) == (1, f"6 tagged, 1 failed (6 rows were there before); wrote {out}\n")
+
+
+def test_rows_of_another_model_are_not_gone_on_with(
+    folder: Path, tag: Callable[..., tuple[int, str, str]], make_bundle: Callable[..., Bundle],
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert tag("s", "--out", "rows.csv")[0] == 0
+    before = Path("rows.csv").read_bytes()
+    other = make_bundle(folder / "other.kcdp", scale=2.0)
+    capfd.readouterr()
+    assert main(["s", "--out", "rows.csv", "--resume", "--model", str(other.path)]) == 2
+    assert capfd.readouterr().err.startswith("kcdp: error: rows.csv holds rows of the model ")
+    assert Path("rows.csv").read_bytes() == before and not Path("rows.csv.partial").exists()
+
+
+def test_names_from_standard_input(folder: Path, tiny_bundle: Bundle) -> None:
+    options = ("--model", str(tiny_bundle.path), "--format", "csv")
+    done = command("s/5.png", "-", *options, input="s/1.png\n\ns/sub\ngone.png\n")
+    assert (done.returncode, done.stderr) == (1, "3 tagged, 1 failed\n")
+    assert [line.split(",")[:2] for line in done.stdout.splitlines()[1:]] == [
+        ["s/5.png", "anger"], ["s/1.png", "happy"], ["s/sub/6.png", "sad"], ["gone.png", ""],
+    ]  # fmt: skip
+    done = command("-", *options, "--html", "s/0.png", input="s/0.png\n")
+    assert (done.returncode, done.stderr) == (2, "kcdp: error: --html is s/0.png; expected a name that ends in .html\n")
+    shutil.copy("s/0.png", "s/0.html")
+    done = command("s/1.png", "-", *options, "--html", "s/0.html", input="s/2.png\ns/0.html\n")
+    message = "kcdp: error: --html s/0.html is one of the pictures to tag; expected another name\n"
+    assert (done.returncode, done.stderr) == (2, message)
+    assert Path("s/0.html").read_bytes() == Path("s/0.png").read_bytes()
+    done = command("-", *options, input="")
+    assert done.returncode == 2 and done.stderr.startswith("kcdp: error: no pictures in -; expected files that end in")
+
+
+def test_only_such_names(folder: Path, tag: Callable[..., tuple[int, str, str]]) -> None:
+    def paths(*options: str) -> list[str]:
+        lines = tag("s", "--recursive", "--format", "csv", *options)[1].splitlines()[1:]
+        return [line.split(",")[0] for line in lines]
+
+    assert paths("--include", "[12].png", "--include", "6*") == ["s/1.png", "s/2.png", "s/sub/6.png"]
+    assert paths("--include", "[12].png", "--exclude", "2.png") == ["s/1.png"]
+    status, _, err = tag("s", "--include", "x*")
+    assert status == 2 and err.startswith("kcdp: error: no pictures in s; ")
+
+
+def test_unsure(folder: Path, tag: Callable[..., tuple[int, str, str]]) -> None:
+    Image.new("RGB", (20, 20), (128, 128, 128)).save("s/grey.png")
+    Path("s/bad.png").write_bytes(b"no picture")
+    more = ("--sidecar", "xmp", "--sort-into", "sorted", "--sheet", "sheet.png", "--html", "page.html")
+    status, out, err = tag("s", "--min-confidence", "0.5", "--format", "jsonl", *more)
+    rows = {row["path"]: row for row in map(json.loads, out.splitlines())}
+    assert status == 1 and rows["s/grey.png"]["label"] == "unsure" and rows["s/0.png"]["label"] == "surprise"
+    assert 0 < rows["s/grey.png"]["confidence"] < 0.5 and sum(rows["s/grey.png"]["scores"].values()) > 0.99
+    assert sorted(os.listdir("sorted")) == sorted([*LABELS, "unsure", "failed"])
+    assert os.listdir("sorted/unsure") == ["grey.png"] and os.listdir("sorted/failed") == ["bad.png"]
+    assert "<rdf:li>" in Path("s/0.png.xmp").read_text() and "<rdf:li>" not in Path("s/grey.png.xmp").read_text()
+    assert 'data-label="unsure"' in Path("page.html").read_text()
+    assert err.splitlines()[1:] == [
+        "7 sidecars written",
+        "sorted into sorted: surprise 1, happy 1, disgust 1, fear 1, sad 1, anger 1, unsure 1, failed 1",
+    ]
+    assert "unsure" in tag("s/grey.png", "--min-confidence", "0.5")[1].splitlines()[1]
+
+
+def test_where_the_time_went(folder: Path, tag: Callable[..., tuple[int, str, str]]) -> None:
+    status, _, err = tag("s", "--out", "rows.csv", "--stats")
+    said, pictures, shares = err.splitlines()
+    assert (status, said) == (0, "6 tagged, 0 failed; wrote rows.csv")
+    assert pictures.startswith("6 pictures (6 frames, 0 failed) in ") and "16 frames at once" in pictures
+    assert all(name in shares for name in ("decode", "preprocess", "inference"))
+
+
+def test_files_beside_that_cannot_be_written_are_warnings_and_status_1(
+    folder: Path, tag: Callable[..., tuple[int, str, str]]
+) -> None:
+    Path("s/1.png.json").write_text("mine")
+    Path("sorted").mkdir()
+    Path("sorted/fear").write_text("in the way")
+    status, out, err = tag("s", "--sidecar", "json", "--sort-into", "sorted", "--format", "csv")
+    assert status == 1 and len(out.splitlines()) == 7
+    assert err.splitlines() == [
+        "kcdp: warning: s/1.png.json is there already and not of kcdp; move it away or add --overwrite",
+        "kcdp: warning: cannot make the folder sorted/fear: File exists; choose another place",
+        "6 tagged, 0 failed", "5 sidecars written",
+        "sorted into sorted: surprise 1, happy 1, disgust 1, sad 1, anger 1", "2 files could not be written, see above",
+    ]  # fmt: skip
+    assert Path("s/1.png.json").read_text() == "mine"
+    assert tag("s", "--sidecar", "json", "--overwrite")[0] == 0
+    assert json.loads(Path("s/1.png.json").read_text())["label"] == "happy"
+
+
+def test_links(folder: Path, tag: Callable[..., tuple[int, str, str]]) -> None:
+    assert tag("s", "--sort-into", "sorted", "--link")[0] == 0
+    assert os.path.samefile("s/1.png", "sorted/happy/1.png")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["s/empty"], "no pictures in s/empty; expected files that end in .apng, .bmp, .gif, .jfif, .jpe, .jpeg, .jpg,"
-                      " .png, .webp; add --recursive to look into sub-folders"),
+        (["s/empty"], "no pictures in s/empty; expected files that end in .apng, .avif, .avifs, .bmp, .gif,"
+                      " .heic, .heif, .hif, .jfif, .jpe, .jpeg, .jpg, .png, .stickerpack, .tgs, .wastickers, .webm,"
+                      " .webp, .zip; add --recursive to look into sub-folders"),
         (["s", "--sheet", "sheet.jpg"], "--sheet is sheet.jpg; expected a name that ends in .png"),
         (["s", "--sheet", "x.png", "--out", "./x.png"], "--out and --sheet are both ./x.png; expected two names"),
         (["s", "--out", "s"], "--out s is not a file; expected the name of a file to write"),
         (["s", "--out", os.devnull], f"--out {os.devnull} is not a file; expected the name of a file to write"),
         (["s", "--sheet", "s/0.png"], "--sheet s/0.png is one of the pictures to tag; expected another name"),
+        (["s", "--html", "page.txt"], "--html is page.txt; expected a name that ends in .html"),
+        (["s", "--html", "x.html", "--out", "./x.html"], "--out and --html are both ./x.html; expected two names"),
+        (["s", "--link"], "--link was given without --sort-into DIR; expected both or none of --link and --sort-into"),
+        (["s", "--overwrite"], "--overwrite was given without --sidecar json or xmp; expected both or none of "
+                               "--overwrite and --sidecar"),
+        (["s", "--resume"], "--resume was given without --out FILE.jsonl or FILE.csv; expected both or none of "
+                            "--resume and --out"),
+        (["s", "--resume", "--out", "t.txt"], "--resume was given without --out FILE.jsonl or FILE.csv; expected both "
+                                              "or none of --resume and --out"),
+        (["s", "--min-confidence", "1.5"], "--min-confidence is 1.5; expected a number from 0 to 1"),
+        (["s", "--min-confidence", "nan"], "--min-confidence is nan; expected a number from 0 to 1"),
+        (["s", "--sort-into", "s/0.png"], "--sort-into s/0.png is not a folder; expected a folder, or a new name"),
+        (["s", "--recursive", "--sort-into", "s/sorted"], "--sort-into s/sorted lies where s is searched; expected a "
+                                                          "folder outside the pictures"),
+        (["-", "--watch"], "--watch was given with names from standard input; expected files and folders to watch"),
+        (["s", "--watch", "--stats"], "--watch and --stats were both given; expected one of them; --stats is of a run "
+                                      "that ends by itself"),
+        (["s", "--watch", "--out", "t.txt"], "--watch writes t.txt as a table; expected --out FILE.jsonl or FILE.csv"),
+        (["s", "--watch", "--out", "s/0.png", "--format", "csv"], "s/0.png is there already; add --resume to go on "
+                                                                  "with its rows, or choose another --out"),
+        (["s", "--watch", "--out", "s/0.png", "--format", "csv", "--resume"],
+         "--out s/0.png is one of the pictures to tag; expected another name"),
+        (["s", "--out", "s/0.png/t.csv"], "writing s/0.png/t.csv failed (Not a directory); free some space or choose "
+                                          "another place"),
         (["s", "--batch-size", "0"], "batch_size is 0; expected a whole number from 1"),
         (["s", "--threads", "0"], "threads is 0; expected a whole number from 1, or None for all cores"),
         (["s", "--model", "s"], "s is a folder without manifest.json; expected a bundle folder; make one with: "

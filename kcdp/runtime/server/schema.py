@@ -7,24 +7,11 @@ from typing import Annotated, Any, Literal
 
 from kcdp import __version__
 from kcdp.errors import require
+from kcdp.runtime.rows import row
 from kcdp.runtime.server.options import ServerOptions
-from kcdp.runtime.tagger import Tag, Tagger
+from kcdp.runtime.tagger import Tagger
 
-_DIGITS = 6
-
-
-def row(tag: Tag) -> dict[str, Any]:
-    """One row, as in ``kcdp tag --format jsonl``; numbers rounded to 6 digits."""
-    return {
-        "path": tag.path,
-        "label": tag.label,
-        "confidence": None if tag.confidence is None else round(tag.confidence, _DIGITS),
-        "scores": {label: round(score, _DIGITS) for label, score in tag.scores.items()},
-        "error": tag.error,
-        "frames": tag.frames,
-        "spread": None if tag.spread is None else round(tag.spread, _DIGITS),
-    }
-
+__all__ = ["Schema", "make_schema", "model_brief", "model_info", "row"]
 
 def model_brief(tagger: Tagger) -> dict[str, Any]:
     """What stands beside the rows: which model made them."""
