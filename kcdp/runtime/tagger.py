@@ -55,11 +55,18 @@ class Tag:
 class Tagger:
     """A bundle, ready to tag. Several threads may use one tagger at once.
 
-    >>> with Tagger.load("stickers.kcdp") as tagger:            # doctest: +SKIP
-    ...     for tag in tagger.tag(["wave.png", "grump.webp"]):
-    ...         print(tag.path, tag.label, f"{tag.confidence:.2f}")
-    wave.png happy 0.93
-    grump.webp anger 0.71
+    >>> from kcdp.runtime import Tagger, find_items
+    >>> with Tagger.load("stickers.kcdp") as tagger:
+    ...     for tag in tagger.tag(["wave.png", "grump.webp", "gone.png"]):
+    ...         print(tag.path, tag.label, tag.error)
+    ...     counts = {}
+    ...     for tag in tagger.stream(find_items("inbox/", recursive=True)):  # any number: memory is bounded
+    ...         counts[tag.label] = counts.get(tag.label, 0) + 1
+    wave.png happy None
+    grump.webp anger None
+    gone.png None gone.png does not exist; expected a picture file
+    >>> counts
+    {'happy': 2}
 
     Args:
         session: an opened session; the tagger closes it.

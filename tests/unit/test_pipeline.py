@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import doctest
 import random
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -226,3 +228,15 @@ def test_a_bundle_by_its_name(tiny_bundle, tmp_path, monkeypatch):
     monkeypatch.chdir(home)
     assert str(find_model("stickers")) == "stickers.kcdp"
     assert find_model(tmp_path / "no.kcdp") == tmp_path / "no.kcdp", "a path stays one"
+
+
+def test_the_examples_of_the_docstrings(tiny_bundle, label_colours, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("stickers.kcdp").symlink_to(tiny_bundle.path)
+    Path("inbox/new").mkdir(parents=True)
+    shown = {"wave.png": "happy", "grump.webp": "anger", "inbox/a.png": "happy", "inbox/new/b.gif": "happy"}
+    for path, label in shown.items():
+        Image.new("RGB", (40, 40), label_colours[label]).save(path)
+    finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
+    tests = [test for test in finder.find(Tagger, "Tagger", globs={}) if test.examples]
+    assert len(tests) == 1 and all(runner.run(test).failed == 0 for test in tests) and runner.tries >= 3
