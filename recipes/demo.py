@@ -18,8 +18,8 @@ from pathlib import Path
 
 from kcdp.files import read_json
 from kcdp.labels import LABELS
+from kcdp.runtime.rows import tag_of_row
 from kcdp.runtime.sheet import write_contact_sheet
-from kcdp.runtime.tagger import Tag
 
 #: Styles whose pictures are shown and measured, and how many faces of each emotion from each at most.
 STYLES, FACES = ("noto", "fluent-3d"), 4
@@ -96,7 +96,7 @@ def tag(out: Path, pictures: dict[str, str]) -> None:
     """Rows of JSON from the command, then a sheet that also knows the truth: wrong answers get a red frame."""
     rows = out / "tags.jsonl"
     kcdp("tag", *pictures, "--model", out / "demo.kcdp", "--out", rows, show=f"{len(pictures)} pictures")
-    tags = [Tag(**json.loads(line)) for line in rows.read_text(encoding="utf-8").splitlines()]
+    tags = [tag_of_row(json.loads(line)) for line in rows.read_text(encoding="utf-8").splitlines()]
     write_contact_sheet(out / "contact_sheet.png", tags, truth=pictures)
 
 

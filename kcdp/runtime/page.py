@@ -72,7 +72,7 @@ class HtmlSheet:
 
     def told(self) -> list[str]:
         """A line where pictures were left out."""
-        return [f"{self._left_out} pictures are not shown: the page would be too large"] if self._left_out else []
+        return [f"pictures not shown, the page would be too large: {self._left_out}"] if self._left_out else []
 
     def _picture(self, item: Item, tag: Tag) -> str:
         found = f"{printable(tag.path)}: {tag.label}, {100 * (tag.confidence or 0):.0f} %"

@@ -62,9 +62,9 @@ class Sidecars:
 
     def told(self) -> list[str]:
         """Lines for the end."""
-        lines = [f"{self.written} sidecars written"]
+        lines = [f"sidecars written: {self.written}"]
         if self.without_place:
-            lines.append(f"{self.without_place} pictures have no place for a sidecar (entries of archives)")
+            lines.append(f"pictures without a place for a sidecar (entries of archives): {self.without_place}")
         return lines
 
 

@@ -65,7 +65,7 @@ class Sorter:
         counts = ", ".join(f"{name} {self.placed[name]}" for name in FOLDERS if self.placed[name])
         lines = [f"sorted into {self._folder}: {counts or 'nothing'}"]
         if self.without_file:
-            lines.append(f"{self.without_file} pictures are no files, and were not sorted")
+            lines.append(f"pictures that are no files, not sorted: {self.without_file}")
         return lines
 
     def _from_bytes(self, item: Item, place: Path, *, failed: bool) -> None:

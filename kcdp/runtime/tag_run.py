@@ -11,10 +11,11 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from kcdp.errors import KcdpError
 from kcdp.files import atomic_file
+from kcdp.runtime.earlier_rows import Earlier
 from kcdp.runtime.output import TEXT, make_writer, printable
 from kcdp.runtime.progress import Counter
 from kcdp.runtime.rows import DIGEST_DIGITS
-from kcdp.runtime.rows_file import READABLE, Earlier, RowsFile
+from kcdp.runtime.rows_file import READABLE, RowsFile
 from kcdp.runtime.tag_checks import Survey, form_of, guarded, targets_of
 from kcdp.runtime.watching import Watcher, rounds, stop_on_signals
 
@@ -73,13 +74,13 @@ class Outputs:
         self._counter.clear()
         names = list(wrote)
         written = " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else ""
-        before = f" ({self.before} rows were there before)" if self.before else ""
+        before = f" (rows from before: {self.before})" if self.before else ""
         wrote_line = f"; wrote {written}" if written else ""
         print(f"{self.tagged} tagged, {self.failed} failed{before}{wrote_line}", file=sys.stderr)
         for line in (line for sink in (*self._each, *self._sheets) for line in sink.told()):
             print(line, file=sys.stderr)
         if self.problems:
-            print(f"{self.problems} files could not be written, see above", file=sys.stderr)
+            print(f"files that could not be written, see above: {self.problems}", file=sys.stderr)
 
     def _try(self, sink: Sink, item: Item, tag: Tag) -> None:
         try:

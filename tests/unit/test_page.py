@@ -147,7 +147,7 @@ def test_a_page_too_large_says_so(tmp_path: Path) -> None:
     page = Page(text)
     shown = len(page.of("img"))
     assert 0 < shown < 5 and len(page.cards) == 5 and len(text) < 60_000 + 30_000
-    left = f"{5 - shown} pictures are not shown: the page would be too large"
+    left = f"pictures not shown, the page would be too large: {5 - shown}"
     assert sheet.told() == [left] and left in page.texts
     assert [d["aria-label"] for d in page.of("div") if d.get("role") == "img"] == [f"{path}: happy, 62 %"] * (5 - shown)
 

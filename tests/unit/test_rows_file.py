@@ -10,7 +10,8 @@ import pytest
 
 from kcdp.errors import KcdpError
 from kcdp.labels import LABELS
-from kcdp.runtime.rows_file import RowsFile, partial, read_earlier
+from kcdp.runtime.earlier_rows import read_earlier
+from kcdp.runtime.rows_file import RowsFile, partial
 from kcdp.runtime.tagger import Tag
 
 MODEL = "0123456789abcdef" * 4
@@ -49,7 +50,7 @@ def test_a_run_that_goes_on_makes_the_same_file(
     expected, path = whole(tmp_path / "whole", form, tags), tmp_path / "rows"
     path.write_text("old")
     interrupted(path, form, tags[:2])
-    told = f"kcdp: 2 rows are in {partial(path)}; next: the same command with --resume\n"
+    told = f"kcdp: rows in {partial(path)}: 2; next: the same command with --resume\n"
     assert path.read_text() == "old" and capfd.readouterr().err == told
     with RowsFile(str(path), form, MODEL, resume=True) as rows:
         assert (rows.earlier.tagged, rows.earlier.failed, sorted(rows.earlier.paths)) == (2, 0, sorted(NAMES[:2]))

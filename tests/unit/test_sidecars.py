@@ -81,7 +81,7 @@ def test_ours_is_renewed_and_others_are_kept(tmp_path: Path, kind: str) -> None:
         assert path.read_bytes() == data
     Sidecars(kind, MODEL, overwrite=True).add(item, tag(str(picture), "fear"))
     assert "fear" in path.read_text()
-    assert sidecars.told() == ["3 sidecars written"]
+    assert sidecars.told() == ["sidecars written: 3"]
 
 
 def test_a_folder_in_the_way_is_one_line(tmp_path: Path) -> None:
@@ -100,5 +100,5 @@ def test_what_has_no_place_is_counted_and_what_failed_has_none(tmp_path: Path) -
     broken = str(tmp_path / "b.png")
     sidecars.add(Item(broken, broken), replace(tag(broken), label=None, confidence=None, scores={}, error="broken"))
     assert sidecars.told() == [
-        "0 sidecars written", "2 pictures have no place for a sidecar (entries of archives)"
+        "sidecars written: 0", "pictures without a place for a sidecar (entries of archives): 2"
     ] and not list(tmp_path.iterdir())  # fmt: skip

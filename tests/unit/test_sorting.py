@@ -62,7 +62,7 @@ def test_what_is_missing_makes_no_folder(tmp_path: Path) -> None:
     array = Item("<array 0>", np.zeros((2, 2, 3), np.uint8))
     sorter.add(array, tag(array))
     assert not (tmp_path / "sorted").exists()
-    assert sorter.told()[1:] == ["1 pictures are no files, and were not sorted"]
+    assert sorter.told()[1:] == ["pictures that are no files, not sorted: 1"]
 
 
 def test_entries_are_copied_out_under_safe_names(tmp_path: Path) -> None:

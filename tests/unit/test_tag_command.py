@@ -144,19 +144,19 @@ def test_an_interrupted_run_is_taken_up(
         status, _, err = tag("s", "--out", out, *pages, "--batch-size", "2")
     assert status == 130 and not Path(out).exists() and not Path("page.html").exists()
     partial = Path(f"{out}.partial")
-    told = f"kcdp: 4 rows are in {partial}; next: the same command with --resume"
+    told = f"kcdp: rows in {partial}: 4; next: the same command with --resume"
     assert err == f"{told}\nkcdp: interrupted\n"
     status, _, err = tag("s", "--out", out)
     assert (status, err.split(";")[0]) == (2, f"kcdp: error: {partial} is left from a run that did not end")
     partial.write_bytes(partial.read_bytes()[:-3])  # as a power cut leaves it
     status, out_text, err = tag("s", "--out", out, "--resume", *pages)
     assert (status, out_text) == (1, "")
-    assert err.splitlines()[0] == f"5 tagged, 1 failed (3 rows were there before); wrote {out} and page.html"
+    assert err.splitlines()[0] == f"5 tagged, 1 failed (rows from before: 3); wrote {out} and page.html"
     assert Path(out).read_bytes() == Path(f"whole.{form}").read_bytes() and not partial.exists()
     assert Path("page.html").read_bytes() == page, "pictures of the first run are on the page too"
     assert len(list(Path("s").glob("*.json"))) == 5 and len(list(Path("sorted").rglob("*.png"))) == 6
     status, _, err = tag("s", "--recursive", "--out", out, "--resume")
-    assert (status, err) == (1, f"6 tagged, 1 failed (6 rows were there before); wrote {out}\n")
+    assert (status, err) == (1, f"6 tagged, 1 failed (rows from before: 6); wrote {out}\n")
 
 
 def test_rows_of_another_model_are_not_gone_on_with(
@@ -214,7 +214,7 @@ def test_unsure(folder: Path, tag: Callable[..., tuple[int, str, str]]) -> None:
     assert "<rdf:li>" in Path("s/0.png.xmp").read_text() and "<rdf:li>" not in Path("s/grey.png.xmp").read_text()
     assert 'data-label="unsure"' in Path("page.html").read_text()
     assert err.splitlines()[1:] == [
-        "7 sidecars written",
+        "sidecars written: 7",
         "sorted into sorted: surprise 1, happy 1, disgust 1, fear 1, sad 1, anger 1, unsure 1, failed 1",
     ]
     assert "unsure" in tag("s/grey.png", "--min-confidence", "0.5")[1].splitlines()[1]
@@ -239,8 +239,9 @@ def test_files_beside_that_cannot_be_written_are_warnings_and_status_1(
     assert err.splitlines() == [
         "kcdp: warning: s/1.png.json is there already and not of kcdp; move it away or add --overwrite",
         "kcdp: warning: cannot make the folder sorted/fear: File exists; choose another place",
-        "6 tagged, 0 failed", "5 sidecars written",
-        "sorted into sorted: surprise 1, happy 1, disgust 1, sad 1, anger 1", "2 files could not be written, see above",
+        "6 tagged, 0 failed", "sidecars written: 5",
+        "sorted into sorted: surprise 1, happy 1, disgust 1, sad 1, anger 1",
+        "files that could not be written, see above: 2",
     ]  # fmt: skip
     assert Path("s/1.png.json").read_text() == "mine"
     assert tag("s", "--sidecar", "json", "--overwrite")[0] == 0

@@ -195,7 +195,7 @@ def test_watching_is_taken_up_again(
     assert [Path(line).name for line in names_in(tmp_path / f"tags.{form}", form)] == ["0.png", "1.png"]
     told = capfd.readouterr().err.splitlines()
     assert told[1::2] == [
-        f"1 tagged, 0 failed; wrote tags.{form}", f"2 tagged, 0 failed (1 rows were there before); wrote tags.{form}"
+        f"1 tagged, 0 failed; wrote tags.{form}", f"2 tagged, 0 failed (rows from before: 1); wrote tags.{form}"
     ]  # fmt: skip
     assert main(["in", "--model", str(tiny_bundle.path), "--watch", "--out", f"tags.{form}"]) == 2
 
@@ -246,7 +246,7 @@ def test_the_command(
     assert (process.returncode, told) == (0, "")
     wrote = f"{out}, {inbox / 'sheet.png'} and {inbox / 'page.html'}"
     assert errors.splitlines() == [
-        f"watching {inbox}; Ctrl-C ends", f"3 tagged, 1 failed; wrote {wrote}", "3 sidecars written",
+        f"watching {inbox}; Ctrl-C ends", f"3 tagged, 1 failed; wrote {wrote}", "sidecars written: 3",
         f"sorted into {tmp_path / 'sorted'}: fear 1, sad 1, anger 1, failed 1",
     ]  # fmt: skip
     assert sorted(path.name for path in inbox.iterdir()) == [
