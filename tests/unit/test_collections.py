@@ -156,6 +156,17 @@ def test_parquet_goes_on_where_it_was_left(
 
 
 @with_ray
+def test_no_second_cluster_and_none_without_room(ray: Any, tiny_bundle: Bundle) -> None:
+    files = Files([Item("a.png", "a.png")])
+    for options, said in (
+        (CollectionOptions(address="auto"), "the address auto, where this process is connected to Ray already; exp"),
+        (CollectionOptions(threads=3), "a worker asks for 3 processors and 0 GPUs; expected at most 2 and 0, as the"),
+    ):
+        with pytest.raises(KcdpError, match=f"^{said}"):
+            next(stream_collection(files, tiny_bundle.path, options))
+
+
+@with_ray
 def test_a_killed_worker_loses_and_repeats_nothing(ray: Any, tmp_path: Path, tiny_bundle: Bundle) -> None:
     large = tmp_path / "large.png"
     large.write_bytes(picture((0, 255, 0), 2500))  # reading one takes long enough for the kill to find work going on

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from typing import Any
 from kcdp.errors import KcdpError, require
 from kcdp.runtime.collections.options import CollectionOptions
 
+#: Seconds that a cluster has to answer.
+_PATIENCE = 10.0
 _NATIVE_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
 
@@ -28,10 +31,12 @@ def cluster(options: CollectionOptions) -> Iterator[Any]:
     except ImportError as error:  # Ray alone, without what its part for data needs
         raise KcdpError(f"Ray Data cannot be loaded ({error})", fix='run: pip install "kcdp[ray]"') from None
     started = not ray.is_initialized()
-    if started:
-        with _native_log_off():
-            _start(ray, options)
+    if not started and options.address is not None:
+        raise KcdpError(f"the address {options.address}, where this process is connected to Ray already", "no address")
     try:
+        if started:
+            with _native_log_off():
+                _start(ray, options)
         with _quiet():
             _check_room(ray, options)
             yield ray
@@ -50,13 +55,22 @@ def _start(ray: Any, options: CollectionOptions) -> None:
         )  # fmt: skip
         return
     try:
+        _call(options.address)
         ray.init(address=options.address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()
         raise KcdpError(
             f"no cluster answers at {options.address} ({reason[0] if reason else type(error).__name__})",
-            "the address of a running one", "start it with: ray start --head",
+            "the address of a running one", "start it with: ray start --head, and where it "
+            "asks for a token, set RAY_AUTH_MODE=token",
         ) from error  # fmt: skip
+
+
+def _call(address: str) -> None:
+    """Whether anything listens there; Ray itself would ask for minutes. Raises OSError, ValueError."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
 
 
 def _check_room(ray: Any, options: CollectionOptions) -> None:
@@ -91,10 +105,10 @@ def _native_log_off() -> Iterator[None]:
             os.dup2(terminal, 2)
             os.close(terminal)
             del os.environ[_NATIVE_LEVEL]
-            held.seek(0)
-            for line in held:
-                if _NATIVE_LEVEL.encode() not in line:
-                    os.write(2, line)
+        held.seek(0)  # not where it failed: the exception says why
+        for line in held:
+            if _NATIVE_LEVEL.encode() not in line:
+                os.write(2, line)
 
 
 @contextmanager

@@ -58,7 +58,8 @@ def stream(
 def _dataset(
     ray: Any, collection: Files | Tables, model: str, options: CollectionOptions, start: int, workers: int, ledger: Any
 ) -> Any:
-    data = ray.data.from_blocks(list(collection.blocks(start, options.batch_size, workers)))
+    blocks = list(collection.blocks(start, options.batch_size, workers))
+    data = ray.data.from_blocks(blocks)
     context = data.context  # this dataset's own
     context.execution_options.preserve_order = True
     context.target_max_block_size = _TASK_BYTES
@@ -67,7 +68,7 @@ def _dataset(
         # no processor is reserved for reading: workers may have them all, and would then wait for it for ever
         data = data.map_batches(
             collection.read, batch_size=None, batch_format="pyarrow", num_cpus=0,
-            compute=ray.data.TaskPoolStrategy(size=workers),
+            compute=ray.data.TaskPoolStrategy(size=min(workers, len(blocks))),
         )  # fmt: skip
     return data.map_batches(
         Worker, fn_constructor_args=(model, options, __version__, ledger), batch_size=None, batch_format="pyarrow",

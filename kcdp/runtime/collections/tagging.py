@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO
 
@@ -100,7 +101,7 @@ def tag_collection(
     )  # fmt: skip
     bundle = Bundle.open(os.fspath(model))  # before anything is started
     if not isinstance(out, (str, os.PathLike)):
-        return _tally(stream_collection(collection, model, options), _writer(form or "jsonl", out, collection))
+        return _write(collection, stream_collection(collection, model, options), form or "jsonl", out)
     if is_folder(out):
         if form is not None:
             raise KcdpError(f"the format {form} and the folder {os.fspath(out)}", "a file, or no format: a folder gets "
@@ -113,7 +114,7 @@ def tag_collection(
         raise KcdpError(f"--out {path} is one of the files to tag", "another name")
     with atomic_file(path) as temporary, temporary.open("w", **TEXT) as stream:
         form = form or ("csv" if path.suffix.lower() == ".csv" else "jsonl")
-        return _tally(stream_collection(collection, model, options), _writer(form, stream, collection))
+        return _write(collection, stream_collection(collection, model, options), form, stream)
 
 
 def is_folder(out: str | os.PathLike[str]) -> bool:
@@ -121,8 +122,9 @@ def is_folder(out: str | os.PathLike[str]) -> bool:
     return os.fspath(out).endswith(("/", os.sep)) or os.path.isdir(out)
 
 
-def _writer(form: str, stream: IO[str], collection: Files | Tables) -> Callable[[Tag], None]:
-    return make_writer(form, stream, collection.width).write
+def _write(collection: Files | Tables, tags: Iterator[Tag], form: str, stream: IO[str]) -> Tally:
+    begun = list(islice(tags, 1))  # before what stands above the rows: a cluster that is not there leaves no header
+    return _tally(chain(begun, tags), make_writer(form, stream, collection.width).write)
 
 
 def _to_parts(collection: Files | Tables, bundle: Bundle, folder: Path, options: CollectionOptions) -> Tally:
