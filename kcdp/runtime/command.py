@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 from kcdp.errors import KcdpError
 from kcdp.files import PICTURE_EXTENSIONS, atomic_file
+from kcdp.runtime.collections import command as collections
 from kcdp.runtime.output import FORMATS, TEXT, TagWriter, display_width, make_writer, printable
 from kcdp.runtime.sources import find_pictures
 
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", default="auto", metavar="NAME", help="default: the best here, see kcdp doctor")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: all cores)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at once (default: 16)")
+    collections.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
         KcdpError: nothing to tag, a bundle that cannot be used, a place that cannot be written.
         BrokenPipeError: the reader of the rows has gone away.
     """
+    if collections.chosen(args):
+        return collections.run(args)
     from kcdp.runtime.tagger import Tagger
 
     items = list(find_pictures(args.paths, recursive=args.recursive))
