@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from types import ModuleType
 
 #: Read by packages when they are imported; a value that is set already stays. From 1.29 on, ONNX Runtime sends names
-#: and hashes of the graphs it opens to its maker unless told not to: pictures and models are the user's own business.
-QUIET = {"onnxruntime": ("ORT_DISABLE_TELEMETRY", "1")}
+#: and hashes of the graphs it opens to its maker unless told not to, and Ray what it runs on: pictures and models are
+#: the user's own business.
+QUIET = {"onnxruntime": ("ORT_DISABLE_TELEMETRY", "1"), "ray": ("RAY_USAGE_STATS_ENABLED", "0")}
 
 
 class KcdpError(Exception):

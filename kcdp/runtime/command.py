@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from kcdp.runtime.collections import command as collections
 from kcdp.runtime.output import FORMATS
 from kcdp.runtime.sources import find_items
 from kcdp.runtime.tag_checks import Survey, check_arguments, check_places, look_ahead, nothing_found, targets_of
@@ -59,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=_batch_size, default=16, metavar="N", help="pictures at once, or auto (default: 16)"
     )
     how.add_argument("--stats", action="store_true", help="say where the time went")
+    collections.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
         KcdpError: nothing to tag, a bundle that cannot be used, a place that cannot be written.
         BrokenPipeError: the reader of the rows has gone away.
     """
+    if collections.chosen(args):
+        return collections.run(args)
     from kcdp.runtime.tag_run import tag_arrivals, tag_once
 
     check_arguments(args)

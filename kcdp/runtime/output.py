@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 import unicodedata
 from abc import ABC, abstractmethod
 from typing import IO, TYPE_CHECKING, Any
@@ -117,3 +118,12 @@ def display_width(text: str) -> int:
     """Columns a terminal gives the text: 2 for East Asian wide characters and emoji, 0 for combining marks."""
     marks = sum(unicodedata.category(char) in ("Mn", "Me", "Cf") for char in text)
     return len(text) - marks + sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+
+
+def standard_output() -> IO[str]:
+    """sys.stdout, made to carry any file name."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        # a terminal keeps its own encoding; programs that read a pipe or a file get UTF-8
+        reconfigure(**({"errors": "backslashreplace"} if sys.stdout.isatty() else TEXT))
+    return sys.stdout

@@ -7,12 +7,12 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kcdp.errors import KcdpError
 from kcdp.files import atomic_file
 from kcdp.runtime.earlier_rows import Earlier
-from kcdp.runtime.output import TEXT, make_writer, printable
+from kcdp.runtime.output import TEXT, make_writer, printable, standard_output
 from kcdp.runtime.progress import Counter
 from kcdp.runtime.rows import DIGEST_DIGITS
 from kcdp.runtime.rows_file import READABLE, RowsFile
@@ -134,7 +134,7 @@ def opened_outputs(args: argparse.Namespace, model: str, survey: Survey) -> Iter
             files.enter_context(rows)
             write, earlier = rows.write, rows.earlier
         else:
-            stream = _standard_output()
+            stream = standard_output()
             if args.out:
                 stream = files.enter_context(files.enter_context(atomic_file(args.out)).open("w", **TEXT))
             write = make_writer(form, stream, survey.width, model=model[:DIGEST_DIGITS]).write
@@ -217,12 +217,3 @@ def paired(tagger: Tagger, items: Iterable[Item], earlier: Earlier) -> Iterator[
     finally:
         if close := getattr(tags, "close", None):
             close()
-
-
-def _standard_output() -> IO[str]:
-    """sys.stdout, made to carry any file name."""
-    reconfigure = getattr(sys.stdout, "reconfigure", None)
-    if reconfigure is not None:
-        # a terminal keeps its own encoding; programs that read a pipe or a file get UTF-8
-        reconfigure(**({"errors": "backslashreplace"} if sys.stdout.isatty() else TEXT))
-    return sys.stdout

@@ -8,8 +8,13 @@ import io
 from PIL import Image, features
 
 from kcdp.decoding import decode
-from kcdp.preprocess import to_rgb
+from kcdp.errors import KcdpError
+from kcdp.preprocess import PreprocessSpec, to_rgb
 from kcdp.runtime.items import Readable
+from kcdp.runtime.media.frames import read_frames
+
+#: Side of what has no pixels of its own.
+DRAWN = 160
 
 
 def first_picture(source: Readable, name: str) -> Image.Image:
@@ -18,7 +23,12 @@ def first_picture(source: Readable, name: str) -> Image.Image:
     Raises:
         KcdpError: it cannot be read (any more).
     """
-    return to_rgb(decode(source() if callable(source) else source, name=name))
+    data = source() if callable(source) else source
+    try:
+        return to_rgb(decode(data, name=name))
+    except KcdpError:  # vector and video stickers are no pictures to it
+        pixels, _, _ = read_frames(data, PreprocessSpec(DRAWN), name=name)
+        return Image.fromarray(pixels[0])
 
 
 def data_uri(picture: Image.Image, side: int) -> tuple[str, tuple[int, int]]:

@@ -34,6 +34,8 @@ SESSION_LIBRARIES = {
 SERVER_LIBRARIES = {"fastapi", "h11", "prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn"}
 #: What reads more kinds of stickers, in the same way.
 STICKER_LIBRARIES = {"rlottie_python", "av", "pillow_heif"}
+#: What ``kcdp tag --engine ray`` loads, in the same way.
+COLLECTION_LIBRARIES = {"pyarrow", "ray"}
 TOML = {"tomllib", "tomli"}  # the first is the standard library's from Python 3.11
 DATA_TOOLS = {"tqdm", "resvg_py"}
 #: What a device needs of kcdp.knowledge, to read captions as training does: modules, and folders of them.
@@ -52,9 +54,10 @@ FORBIDDEN = {
 #: Packages that are wrapped somewhere; a module of the same name hides which of the two is meant.
 WRAPPED = {
     "accelerate", "av", "diffusers", "fastapi", "h11", "matplotlib", "numpy", "onnx", "onnxruntime", "onnxscript",
-    "openclip", "openvino", "peft", "pil", "pillow", "pillowheif", "prometheusclient", "pydantic", "pythonmultipart",
-    "resvgpy", "rlottiepython", "safetensors", "scipy", "sklearn", "starlette", "tensorboard", "tensorrt",
-    "tensorrtrtx", "timm", "tomli", "torch", "torchvision", "tqdm", "transformers", "uvicorn",
+    "openclip", "openvino", "peft", "pil", "pillow", "pillowheif", "prometheusclient", "pyarrow", "pydantic",
+    "pythonmultipart", "ray", "resvgpy", "rlottiepython", "safetensors", "scipy", "sklearn", "starlette",
+    "tensorboard", "tensorrt", "tensorrtrtx", "timm", "tomli", "torch", "torchvision", "tqdm", "transformers",
+    "uvicorn",
 }  # fmt: skip
 #: Written so that this file does not match itself.
 TRACES = re.compile(
@@ -179,7 +182,7 @@ def test_the_modules_were_found():
 
 
 def test_the_torch_free_part_imports_only_what_a_device_has():
-    lazy = SESSION_LIBRARIES | SERVER_LIBRARIES | STICKER_LIBRARIES | TOML
+    lazy = SESSION_LIBRARIES | SERVER_LIBRARIES | STICKER_LIBRARIES | COLLECTION_LIBRARIES | TOML
     report({name: foreign_imports(MODULES[name], ("", "runtime"), lazy) for name in TORCH_FREE})
 
 
@@ -232,8 +235,8 @@ def test_no_file_names_a_machine():
 def test_the_torch_free_part_loads_nothing_else():
     """What the source says, tried: all of it imported in a process of its own."""
     names = [name for name in (*TORCH_FREE, *READERS) if not name.endswith("__main__")]
-    lazy = {*SESSION_LIBRARIES, *SERVER_LIBRARIES, *STICKER_LIBRARIES, *DATA_TOOLS}
-    heavy = sorted({*lazy, "torch", "torchvision", "onnx", "diffusers", "sklearn"})
+    optional = SERVER_LIBRARIES | STICKER_LIBRARIES | COLLECTION_LIBRARIES
+    heavy = sorted({*SESSION_LIBRARIES, *optional, *DATA_TOOLS, "torch", "torchvision", "onnx", "diffusers", "sklearn"})
     probe = f"import sys, importlib\nfor n in {names}: importlib.import_module(n)\n"
     probe += f"print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sticker_files import tgs
 
+from kcdp.errors import KcdpError
 from kcdp.labels import LABELS
 from kcdp.runtime.items import Item
 from kcdp.runtime.page import HtmlSheet
 from kcdp.runtime.page_parts import CHOICES
 from kcdp.runtime.tagger import Tag
+from kcdp.runtime.thumbnails import DRAWN, first_picture
 
 VOID = {"meta", "input", "img"}
 HOSTILE = (
@@ -168,3 +171,12 @@ def test_of_an_animation_the_first_frame(tmp_path: Path) -> None:
     (image,) = Page(written(tmp_path / "p.html", (Item(path, path), tag(path)))[0]).of("img")
     with Image.open(io.BytesIO(base64.b64decode(str(image["src"]).split(",")[1]))) as small:
         assert small.size == (40, 40) and small.convert("RGB").getpixel((20, 20))[0] > 240  # type: ignore[index]
+
+
+def test_stickers_that_are_drawings_are_shown() -> None:
+    """What the decoder of pictures does not know: first frame, on white."""
+    pytest.importorskip("rlottie_python")
+    picture = first_picture(tgs(), "a.tgs")
+    assert picture.size == (DRAWN, DRAWN) and len(picture.getcolors(1 << 20)) > 1
+    with pytest.raises(KcdpError, match="broken.tgs"):
+        first_picture(tgs()[:40], "broken.tgs")
