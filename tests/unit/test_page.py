@@ -178,5 +178,5 @@ def test_stickers_that_are_drawings_are_shown() -> None:
     pytest.importorskip("rlottie_python")
     picture = first_picture(tgs(), "a.tgs")
     assert picture.size == (DRAWN, DRAWN) and len(picture.getcolors(1 << 20)) > 1
-    with pytest.raises(KcdpError, match="broken.tgs"):
+    with pytest.raises(KcdpError, match=r"broken\.tgs"):
         first_picture(tgs()[:40], "broken.tgs")
