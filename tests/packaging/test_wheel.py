@@ -200,7 +200,7 @@ def test_tag_without_a_session_library_names_the_extra(bare: Environment, tiny_b
     [
         ("train --source synthetic:photos --out x", "train"),
         ("evaluate x --data synthetic:photos --out y", "train"),
-        ("export x --out y.kcdp", "export"),
+        ("export . --out y.kcdp", "export"),
     ],
 )
 def test_what_needs_torch_names_the_extra(where: str, line: str, extra: str, request: pytest.FixtureRequest) -> None:

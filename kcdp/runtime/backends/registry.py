@@ -9,8 +9,8 @@ from types import MappingProxyType
 
 from kcdp.bundle import Bundle
 from kcdp.engine_file import MODULES, SUFFIX
-from kcdp.errors import KcdpError, nearest
-from kcdp.runtime.backends.base import Backend
+from kcdp.errors import KcdpError, nearest, require
+from kcdp.runtime.backends.base import ABSENT, Backend
 from kcdp.runtime.backends.choice import Choice, pick
 from kcdp.runtime.backends.compiled_graph import CPU, GPU, NPU, OpenVinoBackend
 from kcdp.runtime.backends.engine_choice import bundle_of_engine
@@ -66,7 +66,12 @@ def open_session(
         bundle = open_model(bundle)
     why = "asked for by name"
     if backend == AUTO:
-        choice = choose(bundle, options=options)
+        try:
+            choice = choose(bundle, options=options)
+        except KcdpError:
+            if all(row.status(options).state == ABSENT for row in _ALL):
+                require("onnxruntime", "runtime")  # nothing at all is installed: one advice is better than a list
+            raise
         backend, why = choice.backend, choice.why
     else:
         _check_named(bundle, backend, options)
