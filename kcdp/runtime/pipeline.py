@@ -9,13 +9,14 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from time import perf_counter
 from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
+from kcdp.errors import KcdpError
 from kcdp.preprocess import PreprocessSpec
 from kcdp.runtime.items import Prepared
 
@@ -32,7 +33,7 @@ class Stats:
         pictures: stickers that came out, failed ones included.
         frames: pictures that went through the graph.
         failed: stickers with an error.
-        seconds: wall clock of all streams together.
+        seconds: wall clock while at least one stream was at work; what callers do between two tags does not count.
         decode, preprocess, inference: seconds, summed over threads; they pass at the same time.
         batch_size: in use.
     """
@@ -41,12 +42,27 @@ class Stats:
         self._lock = threading.Lock()
         self.pictures = self.frames = self.failed = self.batch_size = 0
         self.seconds = self.decode = self.preprocess = self.inference = 0.0
+        self._active, self._since = 0, 0.0
 
     def add(self, **amounts: float) -> None:
         """Add to attributes of these names."""
         with self._lock:
             for name, amount in amounts.items():
                 setattr(self, name, getattr(self, name) + amount)
+
+    def begin(self) -> None:
+        """A stream is at work."""
+        with self._lock:
+            if self._active == 0:
+                self._since = perf_counter()
+            self._active += 1
+
+    def end(self) -> None:
+        """It is not, for now."""
+        with self._lock:
+            self._active -= 1
+            if self._active == 0:
+                self.seconds += perf_counter() - self._since
 
     def lines(self) -> list[str]:
         """For people."""
@@ -59,7 +75,8 @@ class Stats:
             )
         )  # fmt: skip
         return [
-            f"{self.pictures} pictures ({self.frames} frames, {self.failed} failed) in {self.seconds:.2f} s: "
+            f"{self.pictures} picture{'' if self.pictures == 1 else 's'} ({self.frames} "
+            f"frame{'' if self.frames == 1 else 's'}, {self.failed} failed) in {self.seconds:.2f} s: "
             f"{rate:.1f} a second, {self.batch_size} frames at once",
             f"time of all threads: {shares}",
         ]
@@ -103,18 +120,29 @@ class Reader:
         self.workers = workers
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._closed = False
 
     def submit(self, function: Callable[..., Prepared], *arguments: object) -> Future[Prepared]:
-        """Start reading one."""
+        """Start reading one. Raises KcdpError once this is closed."""
         with self._lock:
+            self._check()
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="kcdp-read")
             return self._pool.submit(function, *arguments)
 
+    def check(self) -> None:
+        """Raises KcdpError once this is closed."""
+        with self._lock:
+            self._check()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise closed()
+
     def close(self) -> None:
         """Forget what has not begun; what has, ends by itself."""
         with self._lock:
-            pool, self._pool = self._pool, None
+            pool, self._pool, self._closed = self._pool, None, True
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -124,42 +152,65 @@ def flow(
     reader: Reader,
     read: Callable[[int, object], Prepared],
     finish: Callable[[Sequence[Prepared]], Sequence[_Result]],
-    frames_at_once: Callable[[], int],
+    frames_at_once: Callable[[Callable[[], object]], int],
 ) -> Iterator[_Result]:
     """Results in the order of the items.
 
     Two batches are read ahead: one that is being read while the other goes through the graph. Items are taken from
-    ``items`` in the thread that asks for results. Ending early (``close()``, or an exception) drops what was read.
+    ``items`` in the thread that asks for results. Where ``items`` raises, what was read before comes first. Ending
+    early (``close()``, or an exception of ``finish``) drops what was read.
 
     Args:
         items: taken as they are needed.
         reader: runs ``read``.
         read: number and item -> what ``finish`` takes; it does not raise.
         finish: a batch -> its results.
-        frames_at_once: how many frames a batch should have; asked before each.
+        frames_at_once: how many frames a batch should have; asked before each, with a function that waits until
+            nothing is being read.
+
+    Raises:
+        KcdpError: the reader was closed meanwhile.
     """
-    numbered, exhausted = enumerate(items), False
+    numbered, exhausted, failure = enumerate(items), False, None
     waiting: deque[Future[Prepared]] = deque()
     try:
         while True:
-            most, frames = frames_at_once(), 0
+            most, frames = frames_at_once(lambda: wait(waiting)), 0
             batch: list[Prepared] = []
             while frames < most:
-                while not exhausted and len(waiting) + len(batch) < 2 * most:
-                    number, item = next(numbered, (-1, None))
-                    exhausted = number < 0
-                    if not exhausted:
+                while not exhausted and len(batch) + _held(waiting) < 2 * most:
+                    try:
+                        number, item = next(numbered)
+                    except StopIteration:
+                        exhausted = True
+                    except Exception as error:  # the caller's own; what came before it is not lost
+                        exhausted, failure = True, error
+                    else:
                         waiting.append(reader.submit(read, number, item))
                 if not waiting:
                     break
                 batch.append(waiting.popleft().result())
                 frames += max(1, len(batch[-1].pixels))
             if not batch:
-                return
+                break
             yield from finish(batch)
+        if failure is not None:
+            raise failure
+    except CancelledError:
+        raise closed() from None
     finally:
         for future in waiting:
             future.cancel()
+
+
+def closed() -> KcdpError:
+    """What is said to whoever goes on after ``close()``."""
+    return KcdpError("the tagger is closed", fix="open the bundle again")
+
+
+def _held(waiting: Iterable[Future[Prepared]]) -> int:
+    """Frames that were read and wait; what is still being read counts as one."""
+    return sum(max(1, len(one.result().pixels)) if one.done() else 1 for one in waiting)
 
 
 def best_batch(

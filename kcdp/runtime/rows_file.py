@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 from kcdp.errors import KcdpError
 from kcdp.files import make_folder
 from kcdp.runtime.earlier_rows import Earlier, read_earlier
+from kcdp.runtime.locking import is_taken, take
 from kcdp.runtime.output import TEXT, make_writer
 from kcdp.runtime.rows import DIGEST_DIGITS
 
@@ -34,9 +35,12 @@ def check_start(path: str, *, resume: bool, append: bool) -> None:
     """Refuses to begin where rows of an earlier run would be lost.
 
     Raises:
-        KcdpError: there are such rows, and ``resume`` does not say that they are to be continued.
+        KcdpError: there are such rows, and ``resume`` does not say that they are to be continued; or another run is
+            writing them.
     """
     begun = Path(path) if append else partial(path)
+    if is_taken(begun):
+        raise _taken(begun)
     if resume or not begun.exists() or (append and not begun.stat().st_size):
         return
     if append:
@@ -78,7 +82,11 @@ class RowsFile:
         try:
             if resume and source != self._working and self.earlier.end:
                 shutil.copyfile(source, self._working)
-            self._stream: IO[str] = self._working.open("r+" if self.earlier.end else "w", **TEXT)
+            descriptor = os.open(self._working, os.O_RDWR | os.O_CREAT, 0o666)
+            self._stream: IO[str] = os.fdopen(descriptor, "r+", **TEXT)
+            if not take(descriptor):
+                self._stream.close()
+                raise _taken(self._working)
             self._stream.truncate(self.earlier.end)
             self._stream.seek(0, os.SEEK_END)
             start = self.earlier.end
@@ -121,6 +129,10 @@ class RowsFile:
         return KcdpError(
             f"writing {self._working} failed ({error.strerror or error})", fix="free some space or choose another place"
         )
+
+
+def _taken(path: Path) -> KcdpError:
+    return KcdpError(f"{path} is being written by another run", fix="wait until it has ended, or choose another --out")
 
 
 def _followed(path: str | Path) -> Path:

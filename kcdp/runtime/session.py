@@ -108,7 +108,12 @@ class Session(ABC):
         feed = {"images": self._scale(images) if self.scaled else np.ascontiguousarray(images)}
         if knowledge is not None:
             feed["knowledge"] = np.ascontiguousarray(knowledge)
-        logits = self._run(feed) if self.batch is None else self._run_fixed(feed, self.batch)
+        try:
+            logits = self._run(feed) if self.batch is None else self._run_fixed(feed, self.batch)
+        except Exception:
+            if self._closed:  # by another thread, meanwhile
+                raise KcdpError(f"the session of {self.bundle.path} is closed", fix="open the bundle again") from None
+            raise
         expected = (len(images), len(self.bundle.manifest.labels))
         if logits.dtype != np.float32 or logits.shape != expected:
             raise KcdpError(

@@ -56,12 +56,14 @@ def check_arguments(args: argparse.Namespace) -> None:
         KcdpError: a number out of range, an option that lacks its other, two files of one name, a target that is
             a folder or lies among the pictures, rows of an earlier run that would be lost.
     """
-    _check_numbers(args)
+    check_numbers(args)
     _check_pairs(args)
     targets = targets_of(args)
     for option, endings in (("--sheet", (".png",)), ("--html", (".html", ".htm"))):
         if option in targets and Path(targets[option]).suffix.lower() not in endings:
             raise KcdpError(f"{option} is {targets[option]}", f"a name that ends in {endings[0]}")
+    if args.out and args.out.endswith(("/", os.sep)):
+        raise KcdpError(f"--out {args.out} is a folder", "the name of a file", "add --engine ray for Parquet files")
     seen: dict[str, str] = {}
     for option, path in targets.items():
         if other := seen.get(os.path.realpath(path)):
@@ -132,7 +134,8 @@ def nothing_found(args: argparse.Namespace) -> KcdpError:
     return KcdpError(f"no pictures in {', '.join(args.paths)}", f"files that end in {endings}", fix)
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raises KcdpError for a number out of range."""
     if args.batch_size is not None and args.batch_size < 1:
         raise KcdpError(f"batch_size is {args.batch_size}", "a whole number from 1")
     if args.threads is not None and args.threads < 1:

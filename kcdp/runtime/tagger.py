@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -20,10 +21,9 @@ from kcdp.runtime.items import Item, Prepared
 from kcdp.runtime.media.frames import read_frames
 from kcdp.runtime.names import find_model
 from kcdp.runtime.pipeline import ClockedSpec, Reader, Stats, best_batch, flow, readers_here
+from kcdp.runtime.rows import UNSURE
 from kcdp.runtime.session import NonFiniteLogits, Session
 
-#: The label of a picture whose strongest emotion has less than the least confidence that was asked for.
-UNSURE = "unsure"
 #: Frames at once, until a measurement says better; and how many tags make a stream long enough for one.
 FIRST_BATCH, LONG_STREAM = 16, 64
 
@@ -96,7 +96,7 @@ class Tagger:
             raise KcdpError(f"min_confidence is {min_confidence!r}", "a number from 0 to 1")
         self.session, self.min_confidence = session, float(min_confidence)
         self.stats = Stats()
-        self._measure = batch_size is None and session.batch is None
+        self._measure, self._measuring = batch_size is None and session.batch is None, threading.Lock()
         self.batch_size = self.stats.batch_size = batch_size or session.batch or FIRST_BATCH
         manifest = session.bundle.manifest
         self._temperature = float(manifest.calibration["temperature"])
@@ -151,11 +151,16 @@ class Tagger:
         return list(self.stream(items))
 
     def stream(self, items: Source | Item | Iterable[Source | Item]) -> Iterator[Tag]:
-        """Like ``tag``, but takes items as it needs them and keeps no more than two batches of small arrays.
+        """Like ``tag``, but takes items as it needs them and keeps about two batches of small arrays.
 
-        Threads read ahead while the graph runs. Tags come in groups: two batches are taken from ``items`` before the
-        first tag is given.
+        Threads read ahead while the graph runs: two batches are taken from ``items`` before the first tag is given
+        (of live sources, use ``tag`` on each picture). Where ``items`` raises, the tags of what came before it come
+        first.
+
+        Raises:
+            KcdpError: ``items`` is neither; or the tagger is closed, or is closed meanwhile.
         """
+        self._reader.check()
         one = isinstance(items, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Item))
         if one or (isinstance(items, np.ndarray) and items.ndim in (2, 3)):
             return self._alone(items)
@@ -174,11 +179,17 @@ class Tagger:
             temperature is found as in Guo et al., "On Calibration of Modern Neural Networks", 2017.
 
         Raises:
-            KcdpError: wrong dtype or shape, a closed tagger, logits that are not finite.
+            KcdpError: wrong dtype or shape, a closed tagger, a bundle that takes captions (use ``tag``).
+            NonFiniteLogits: of these pictures; its ``logits`` are those of the batch that held them.
         """
         self.session.check(images)
         starts = range(0, max(1, len(images)), self.batch_size)
-        logits = [self.session.run(images[start : start + self.batch_size]) for start in starts]
+        logits = []
+        for start in starts:
+            try:
+                logits.append(self.session.run(images[start : start + self.batch_size]))
+            except NonFiniteLogits as error:
+                raise NonFiniteLogits([start + row for row in error.rows], error.logits) from None
         return softmax(np.concatenate(logits), self._temperature)
 
     def describe(self) -> dict[str, Any]:
@@ -243,46 +254,68 @@ class Tagger:
     def _read(self, item: Item) -> Prepared:
         if item.error is not None:
             raise item.error
-        source = item.source() if callable(item.source) else item.source
+        try:
+            source = item.source() if callable(item.source) else item.source
+        except KcdpError:
+            raise
+        except Exception as error:
+            raise KcdpError(f"{item.name} cannot be read ({str(error) or type(error).__name__})") from error
         pixels, weights, frames = read_frames(source, self._spec, name=item.name)
         return Prepared(item.name, pixels, weights, frames, caption=item.caption)
 
     def _alone(self, item: Any) -> Iterator[Tag]:
         """One picture, without any thread."""
-        start = perf_counter()
-        tags = self.finish([self.prepare(item, name=None if isinstance(item, Item) else source_name(item, 0))])
-        self.stats.add(seconds=perf_counter() - start)
+        self.stats.begin()
+        try:
+            tags = self.finish([self.prepare(item, name=None if isinstance(item, Item) else source_name(item, 0))])
+        finally:
+            self.stats.end()
         yield from tags
 
     def _stream(self, items: Iterable[Any]) -> Iterator[Tag]:
         def read(number: int, item: Any) -> Prepared:
             return self.prepare(item, name=None if isinstance(item, Item) else source_name(item, number))
 
-        start = perf_counter()
+        tags = flow(items, self._reader, read, self.finish, self._frames_at_once)
         try:
-            for number, tag in enumerate(flow(items, self._reader, read, self.finish, lambda: self.batch_size)):
-                if number == LONG_STREAM and self._measure:
-                    self._choose_batch()
+            while True:
+                self.stats.begin()
+                try:
+                    tag = next(tags)
+                except StopIteration:
+                    return
+                finally:
+                    self.stats.end()
                 yield tag
         finally:
-            self.stats.add(seconds=perf_counter() - start)
+            tags.close()  # type: ignore[attr-defined]  # a generator
 
-    def _choose_batch(self) -> None:
-        """The batch size that is fastest here, from runs on empty pictures."""
-        self._measure = False
+    def _frames_at_once(self, settle: Callable[[], object]) -> int:
+        """The batch size; measured once, when so many pictures have come that it is worth it and nothing is read."""
+        if self._measure and self.stats.pictures >= LONG_STREAM:
+            with self._measuring:
+                if self._measure:
+                    settle()
+                    self._measure = False
+                    self.batch_size = self.stats.batch_size = best_batch(self._seconds_of)
+        return self.batch_size
+
+    def _seconds_of(self, count: int) -> float:
+        """What a run on so many empty pictures takes; infinite where it fails."""
         size, tokens = self.manifest.preprocess.size, self._tokens([""])
-
-        def seconds(count: int) -> float:
-            images = np.zeros((count, size, size, 3), np.uint8)
-            knowledge = None if tokens is None else np.repeat(tokens, count, axis=0)
-            spent = []
-            for _ in range(2):
-                start = perf_counter()
+        images = np.zeros((count, size, size, 3), np.uint8)
+        knowledge = None if tokens is None else np.repeat(tokens, count, axis=0)
+        spent = []
+        for _ in range(3):  # the first one sets things up for this size
+            start = perf_counter()
+            try:
                 self.session.run(images, knowledge)
-                spent.append(perf_counter() - start)
-            return min(spent)
-
-        self.batch_size = self.stats.batch_size = best_batch(seconds)
+            except NonFiniteLogits:
+                pass  # an empty picture is none of the user's
+            except KcdpError:
+                return float("inf")
+            spent.append(perf_counter() - start)
+        return min(spent[1:])
 
     def _tokens(self, captions: Sequence[str]) -> np.ndarray | None:
         """Knowledge for pictures with these captions; None where the graph takes none."""

@@ -19,6 +19,7 @@ from kcdp.runtime import Tagger
 from kcdp.runtime.items import Item, Prepared
 from kcdp.runtime.names import find_model
 from kcdp.runtime.pipeline import ClockedSpec, Reader, Stats, best_batch, flow
+from kcdp.runtime.session import NonFiniteLogits
 from kcdp.runtime.tagger import FIRST_BATCH, LONG_STREAM, UNSURE
 
 
@@ -41,7 +42,7 @@ def test_results_keep_the_order_whatever_reading_takes(reader):
         time.sleep(random.Random(number).random() / 200)
         return made(item)
 
-    found = list(flow(range(100), reader, read, lambda batch: [one.name for one in batch], lambda: 7))
+    found = list(flow(range(100), reader, read, lambda batch: [one.name for one in batch], lambda settle: 7))
     assert found == [str(n) for n in range(100)]
     assert len(threads) > 1 and threading.get_ident() not in threads
 
@@ -54,7 +55,7 @@ def test_batches_are_full_and_count_frames(reader):
         return batch
 
     frames = [1, 1, 5, 1, 8, 1, 1, 1, 1]
-    assert len(list(flow(frames, reader, lambda n, f: made(n, f), finish, lambda: 4))) == len(frames)
+    assert len(list(flow(frames, reader, lambda n, f: made(n, f), finish, lambda settle: 4))) == len(frames)
     assert sizes == [7, 9, 4]
 
 
@@ -72,7 +73,7 @@ def test_reading_goes_on_while_a_batch_is_finished(reader):
         assert read_all.wait(5), "the next batch is read meanwhile"
         return batch
 
-    assert len(list(flow(range(8), reader, read, finish, lambda: 4))) == 8 and sorted(seen) == list(range(8))
+    assert len(list(flow(range(8), reader, read, finish, lambda settle: 4))) == 8 and sorted(seen) == list(range(8))
 
 
 @pytest.mark.parametrize("how", ["close", "finish fails", "items fail"])
@@ -95,17 +96,20 @@ def test_an_early_end_drops_what_was_read_ahead(reader, how):
             raise RuntimeError("the graph's own")
         return batch
 
-    stream = flow(items(), reader, read, finish, lambda: 8)
+    stream = flow(items(), reader, read, finish, lambda settle: 8)
+    found = []
     if how == "close":
         next(stream)
         stream.close()
     else:
         with pytest.raises(RuntimeError, match="own"):
-            list(stream)
+            for one in stream:
+                found.append(one.name)
     time.sleep(0.1)
     count = len(begun)
     time.sleep(0.1)
     assert len(begun) == count <= 16, "nothing goes on behind the caller's back"
+    assert found == (["0", "1", "2", "3", "4"] if how == "items fail" else []), "what was read is not lost"
 
 
 def test_the_batch_size_is_the_smallest_that_is_nearly_best():
@@ -240,3 +244,66 @@ def test_the_examples_of_the_docstrings(tiny_bundle, label_colours, tmp_path, mo
     finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner()
     tests = [test for test in finder.find(Tagger, "Tagger", globs={}) if test.examples]
     assert len(tests) == 1 and all(runner.run(test).failed == 0 for test in tests) and runner.tries >= 3
+
+
+def test_closing_during_a_stream_is_told(tiny_bundle):
+    tagger = Tagger.load(tiny_bundle.path, batch_size=2)
+    stream = tagger.stream([np.zeros((400, 400, 3), np.uint8)] * 50)
+    next(stream)
+    tagger.close()
+    with pytest.raises(KcdpError, match="is closed"):
+        list(stream)
+    for again in (np.zeros((8, 8), np.uint8), [], ["x.png"]):
+        with pytest.raises(KcdpError, match="the tagger is closed; open the bundle again"):
+            tagger.tag(again)
+
+
+def test_time_of_several_streams_counts_once_and_that_of_callers_not_at_all(tiny_bundle):
+    with Tagger.load(tiny_bundle.path, threads=1) as tagger:
+        start = time.perf_counter()
+        pictures = [np.zeros((300, 300, 3), np.uint8)] * 60
+        threads = [threading.Thread(target=tagger.tag, args=(pictures,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert tagger.stats.pictures == 240 and tagger.stats.seconds <= time.perf_counter() - start
+        before = tagger.stats.seconds
+        for _ in tagger.stream([np.zeros((8, 8), np.uint8)] * 4):
+            time.sleep(0.1)
+        assert tagger.stats.seconds - before < 0.3
+
+
+def test_a_source_that_fails_is_a_row(tiny_bundle):
+    def gone():
+        raise OSError("the disk is gone")
+
+    with Tagger.load(tiny_bundle.path) as tagger:
+        bad, good = tagger.tag([Item("x", gone), Item("y", np.zeros((8, 8), np.uint8))])
+    assert bad.error == "x cannot be read (the disk is gone)" and good.error is None
+
+
+def test_a_graph_that_fails_on_empty_pictures_is_measured_or_left(tiny_bundle, monkeypatch):
+    images = [np.full((8, 8, 3), 99, np.uint8)] * (LONG_STREAM + 20)
+    with Tagger.load(tiny_bundle.path, backend="onnxruntime", batch_size=None) as tagger:
+        run = tagger.session.run
+
+        def picky(pictures, knowledge=None):
+            if len(pictures) > 4 and not pictures.any():
+                raise KcdpError("out of memory")
+            if not pictures.any():
+                raise NonFiniteLogits([0], np.full((len(pictures), 6), np.nan, np.float32))
+            return run(pictures, knowledge)
+
+        monkeypatch.setattr(tagger.session, "run", picky)
+        assert len(tagger.tag(images)) == len(images) and tagger.batch_size in (1, 2, 4)
+        monkeypatch.setattr(tagger.session, "run", lambda x, k=None: picky(np.zeros_like(x)))
+        tagger.batch_size = 2
+        with pytest.raises(NonFiniteLogits) as caught:
+            tagger.predict(zeros(tagger, 4))
+        assert caught.value.rows == (0,)
+
+
+def zeros(tagger, count):
+    size = tagger.manifest.preprocess.size
+    return np.zeros((count, size, size, 3), np.uint8)

@@ -199,3 +199,20 @@ def symlink() -> Callable[[Path, Path], None]:
             pytest.skip("no symbolic links here")
 
     return make
+
+
+@FORMS
+@pytest.mark.parametrize("append", [False, True])
+def test_one_run_writes_a_file_at_a_time(tmp_path: Path, form: str, append: bool) -> None:
+    """A second one would write over the first one's rows."""
+    path = tmp_path / "rows"
+    with RowsFile(str(path), form, MODEL, append=append) as rows:
+        rows.write(good("a.png"))
+        for resume in (True, False):
+            with pytest.raises(KcdpError, match="is being written by another run; wait until it has ended"):
+                RowsFile(str(path), form, MODEL, append=append, resume=resume)
+        rows.write(good("b.png"))
+    assert list(read_earlier(path, form, MODEL, keep=True).tags) == ["a.png", "b.png"]
+    with RowsFile(str(path), form, MODEL, append=append, resume=True) as rows:
+        rows.write(good("c.png"))
+    assert path.read_bytes() == whole(tmp_path / "whole", form, [good("a.png"), good("b.png"), good("c.png")])

@@ -193,8 +193,10 @@ def test_closing(tiny_bundle: Bundle) -> None:
     tagger = Tagger.load(tiny_bundle.path)
     tagger.close()
     tagger.close()
-    with pytest.raises(KcdpError, match=r"the session of .*tiny\.kcdp is closed; open the bundle again"):
+    with pytest.raises(KcdpError, match="the tagger is closed; open the bundle again"):
         tagger.tag([np.zeros((8, 8, 3), np.uint8)])
+    with pytest.raises(KcdpError, match=r"the session of .*tiny\.kcdp is closed; open the bundle again"):
+        tagger.predict(noise(1))
 
 
 def test_describe(tiny_bundle: Bundle, tagger: Tagger) -> None:

@@ -15,7 +15,7 @@ ENGINES = ("plain", "ray")
 #: Options that need ``--engine ray``.
 _OPTIONS = ("workers", "gpus", "ray_address", "column", "id_column", "caption_column", "part_rows")
 #: Options that only the plain engine has.
-_PLAIN = ("sheet", "html", "sidecar", "sort_into", "watch", "resume", "stats")
+_PLAIN = ("sheet", "html", "sidecar", "overwrite", "sort_into", "link", "watch", "resume", "stats")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,12 +60,13 @@ def run(args: argparse.Namespace) -> int:
     from kcdp.runtime.collections.tables import Columns
     from kcdp.runtime.collections.tagging import is_folder, open_collection, tag_collection
     from kcdp.runtime.output import standard_output
-    from kcdp.runtime.tag_checks import form_of
+    from kcdp.runtime.tag_checks import check_numbers, form_of
 
     for name in _PLAIN:
         if getattr(args, name):
             option = name.replace("_", "-")
             raise KcdpError(f"--{option} with --engine ray", "rows alone", "leave out --engine for that")
+    check_numbers(args)
     if args.batch_size is None:
         raise KcdpError("--batch-size auto with --engine ray", "a whole number")
     given = {"threads": args.threads, "gpus": args.gpus, "part_rows": args.part_rows}

@@ -17,6 +17,7 @@ from kcdp.runtime.collections.items import Files
 from kcdp.runtime.collections.options import CollectionOptions
 from kcdp.runtime.collections.parts import Parts
 from kcdp.runtime.collections.tables import EXTENSIONS, Columns, Tables, find_tables
+from kcdp.runtime.names import find_model
 from kcdp.runtime.output import TEXT, make_writer
 from kcdp.runtime.rows import DIGEST_DIGITS
 from kcdp.runtime.sources import find_items
@@ -92,7 +93,7 @@ def tag_collection(
 
     Args:
         source: paths, or a collection that is open already.
-        model: the bundle's folder.
+        model: the bundle's folder, or its name.
         out: a text stream; a file, which is written whole or not at all; or a folder (one that is there, or a name
             that ends in "/") of Parquet files. The folder keeps what is finished when a run ends early, and the same
             call goes on from there; the others begin anew.
@@ -106,7 +107,7 @@ def tag_collection(
     collection = source if isinstance(source, (Files, Tables)) else open_collection(
         source, recursive=recursive, columns=columns
     )  # fmt: skip
-    bundle = Bundle.open(os.fspath(model))  # before anything is started
+    bundle = Bundle.open(find_model(model))  # before anything is started
     if not isinstance(out, (str, os.PathLike)):
         return _write(collection, bundle, options, form or "jsonl", out)
     if is_folder(out):
