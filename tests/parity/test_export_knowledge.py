@@ -90,7 +90,10 @@ def adapted(backbone: Path, *overrides: str) -> Config:
 
 @pytest.mark.parametrize(
     ("mode", "extra"),
-    [("implicit", ()), ("constant", ()), ("constant", ("model.knowledge.text='a small sticker'",))],
+    [
+        ("implicit", ()), ("constant", ()),
+        pytest.param("constant", ("model.knowledge.text='a small sticker'",), marks=pytest.mark.slow),
+    ],
     ids=["implicit", "learned", "text"],
 )
 def test_a_picture_is_all_that_a_bundle_takes(tmp_path, mode, extra):

@@ -29,7 +29,7 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("precision", "batch"), [("int8", "1"), ("fp16", "5")])
+@pytest.mark.parametrize(("precision", "batch"), [pytest.param("int8", "1", marks=pytest.mark.slow), ("fp16", "5")])
 def test_calibration_pictures_fill_a_fixed_batch(run, tmp_path, precision, batch):
     out = tmp_path / "m.kcdp"
     arguments = [str(run), "--out", str(out), *CHECK, *CALIBRATION, "--batch", batch, "--precision", precision]
