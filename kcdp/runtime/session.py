@@ -175,6 +175,13 @@ class Session(ABC):
     def __exit__(self, *details: Any) -> None:
         self.close()
 
+    def _library_failed(self, library: str, feed: Mapping[str, np.ndarray], error: Exception) -> KcdpError:
+        """What is said when the library fails in a run."""
+        return KcdpError(
+            f"{library} failed on {self.bundle.model_path} with {len(feed['images'])} pictures ({first_line(error)})",
+            fix="try a smaller batch, or export the bundle again",
+        )
+
     @abstractmethod
     def _run(self, feed: Mapping[str, np.ndarray]) -> np.ndarray:
         """The graph's inputs by name, contiguous, N >= 1 rows, in; float32 [N, 6] out."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import struct
-import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from in_threads import in_threads
 from sticker_files import encoded, gradient, zipped
 
 from kcdp.errors import KcdpError
@@ -88,11 +88,7 @@ def test_entries_are_read_by_several_threads(found: Callable[..., list[Item]]) -
             if outcome(item) != files[item.name.removeprefix("pack.zip/")]:
                 wrong.append(item.name)
 
-    threads = [threading.Thread(target=work, args=(7 * n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, [7 * n for n in range(8)])
     assert len(items) == 60 and not wrong
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from backend_fakes import ADA, FakeRuntime
+from in_threads import in_threads
 
 from kcdp.errors import KcdpError
 from kcdp.graph import tagging_graph
@@ -158,18 +158,11 @@ def test_eight_threads_run_one_session(tiny_bundle, name):
         want = [session.run(batch) for batch in batches]
 
         def work(index: int) -> None:
-            try:
-                for _ in range(40):
-                    if not np.array_equal(session.run(batches[index]), want[index]):
-                        wrong.append(index)
-            except Exception as error:
-                wrong.append(error)
+            for _ in range(40):
+                if not np.array_equal(session.run(batches[index]), want[index]):
+                    wrong.append(index)
 
-        threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(work, range(8))
     assert not wrong
 
 

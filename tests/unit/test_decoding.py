@@ -11,44 +11,20 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
+from sticker_files import encoded, gradient, two_colours
 
 from kcdp.decoding import ADDED_FORMATS, FORMATS, decode, picture_format, source_name
 from kcdp.errors import KcdpError
 from kcdp.preprocess import PreprocessSpec, to_rgb
 
-
-def gradient(mode: str = "RGB", size: tuple[int, int] = (24, 17)) -> Image.Image:
-    """A picture in which no two corners are alike."""
-    width, height = size
-    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
-    rgba = np.stack([x, y, 255 - x, np.where(x + y > 200, 255, 60)], axis=-1).astype(np.uint8)
-    if mode == "I;16":
-        return Image.fromarray((x * 257).astype(np.uint16))
-    return Image.fromarray(rgba, "RGBA").convert(mode)
-
-
-def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, format=form, **options)
-    return stream.getvalue()
-
-
-def transparent_palette() -> Image.Image:
-    image = Image.new("P", (12, 8), 0)
-    image.putpalette([255, 0, 0, 0, 0, 255])
-    image.paste(1, (0, 0, 6, 8))
-    return image
-
-
 SAMPLES: dict[str, bytes] = {
     **{f"PNG {mode}": encoded(gradient(mode), "PNG") for mode in ("RGB", "RGBA", "L", "LA", "P", "1", "I;16")},
-    "PNG P transparent": encoded(transparent_palette(), "PNG", transparency=0),
-    "PNG P alpha per colour": encoded(transparent_palette(), "PNG", transparency=b"\x00\x80"),
+    "PNG P transparent": encoded(two_colours(), "PNG", transparency=0),
+    "PNG P alpha per colour": encoded(two_colours(), "PNG", transparency=b"\x00\x80"),
     "PNG RGB colour key": encoded(gradient(), "PNG", transparency=(0, 0, 255)),
     "PNG interlaced RGBA": encoded(gradient("RGBA"), "PNG", compress_level=0),
     **{f"JPEG {mode}": encoded(gradient(mode), "JPEG") for mode in ("RGB", "L", "CMYK")},
@@ -56,7 +32,7 @@ SAMPLES: dict[str, bytes] = {
     "WebP lossy": encoded(gradient(), "WEBP"),
     "WebP lossless alpha": encoded(gradient("RGBA"), "WEBP", lossless=True),
     "GIF": encoded(gradient("P"), "GIF"),
-    "GIF transparent": encoded(transparent_palette(), "GIF", transparency=0),
+    "GIF transparent": encoded(two_colours(), "GIF", transparency=0),
     "BMP RGB": encoded(gradient(), "BMP"),
     "BMP P": encoded(gradient("P"), "BMP"),
     "BMP 1": encoded(gradient("1"), "BMP"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import sys
-import threading
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from backend_fakes import ADA, FakeDriver, FakeTensorRT, write_fake_engine
+from in_threads import in_threads
 
 from kcdp.engine_file import Place, sidecar, system_name
 from kcdp.errors import KcdpError
@@ -117,19 +117,12 @@ def test_eight_threads(bundle, engine, machine):
     with open_session(bundle) as session:
 
         def work(index):
-            try:
-                for round_ in range(20):
-                    images = noise(1 + index % 4, 100 * index + round_)
-                    if not np.array_equal(session.run(images), mean_logits(images)):
-                        wrong.append(index)
-            except Exception as error:
-                wrong.append(error)
+            for round_ in range(20):
+                images = noise(1 + index % 4, 100 * index + round_)
+                if not np.array_equal(session.run(images), mean_logits(images)):
+                    wrong.append(index)
 
-        threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(work, range(8))
     assert not wrong
 
 

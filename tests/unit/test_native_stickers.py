@@ -8,12 +8,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from in_threads import in_threads
 from sticker_files import av, lottie, rlottie_python, tgs, webm
 
 import kcdp
@@ -257,16 +257,12 @@ def test_threads_and_processes_share_nothing_they_should_not() -> None:
     expected = read_frames(tgs(), SPEC)[0]
     wrong: list[int] = []
 
-    def work() -> None:
+    def work(_: int) -> None:
         for _ in range(3):
             if not np.array_equal(read_frames(tgs(), SPEC)[0], expected):
                 wrong.append(1)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, range(4))
     assert not wrong and 1 <= len(worker._POOL._idle) <= (os.cpu_count() or 1)
     idle = worker._POOL._idle[0]
     os.kill(idle._process.pid, signal.SIGTERM)

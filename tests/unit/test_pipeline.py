@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from in_threads import in_threads
 from PIL import Image
 
 from kcdp.errors import KcdpError
@@ -207,11 +208,7 @@ def test_streams_at_once_do_not_mix(tiny_bundle, label_colours):
             pictures = [np.full((8, 8, 3), colours[(start + n) % 6], np.uint8) for n in range(50)]
             found[start] = [tag.label for tag in tagger.stream(pictures)]
 
-        threads = [threading.Thread(target=work, args=(n,)) for n in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(work, range(6))
     for start, labels in found.items():
         assert labels == [LABELS[(start + n) % 6] for n in range(50)]
     with pytest.raises(KcdpError, match="is closed"):
@@ -262,11 +259,7 @@ def test_time_of_several_streams_counts_once_and_that_of_callers_not_at_all(tiny
     with Tagger.load(tiny_bundle.path, threads=1) as tagger:
         start = time.perf_counter()
         pictures = [np.zeros((300, 300, 3), np.uint8)] * 60
-        threads = [threading.Thread(target=tagger.tag, args=(pictures,)) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(tagger.tag, [pictures] * 4)
         assert tagger.stats.pictures == 240 and tagger.stats.seconds <= time.perf_counter() - start
         before = tagger.stats.seconds
         for _ in tagger.stream([np.zeros((8, 8), np.uint8)] * 4):

@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from in_threads import in_threads
 from PIL import Image
 
 import kcdp
@@ -224,11 +224,7 @@ def test_eight_threads_get_what_one_gets(tiny_bundle: Bundle) -> None:
                 if not np.array_equal(tagger.predict(batches[index]), expected[index]):
                     wrong.append(index)
 
-        threads = [threading.Thread(target=work, args=(index,)) for index in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(work, range(8))
     assert not wrong
 
 

@@ -104,11 +104,7 @@ class CompiledSession(Session):
             request.infer()
             return np.array(request.get_output_tensor(0).data)  # copied: the next run overwrites the library's memory
         except Exception as error:
-            count = len(feed["images"])
-            raise KcdpError(
-                f"OpenVINO failed on {self.bundle.model_path} with {count} pictures ({first_line(error)})",
-                fix="try a smaller batch, or export the bundle again",
-            ) from error
+            raise self._library_failed("OpenVINO", feed, error) from error
         finally:
             self._requests.append(request)
 

@@ -160,11 +160,7 @@ class OnnxRuntimeSession(Session):
                         return self._captured.run(feed)
                     (logits,) = session.run([self._output.name], feed)
         except Exception as error:
-            count = len(feed["images"])
-            raise KcdpError(
-                f"ONNX Runtime failed on {self.bundle.model_path} with {count} pictures ({first_line(error)})",
-                fix="try a smaller batch, or export the bundle again",
-            ) from error
+            raise self._library_failed("ONNX Runtime", feed, error) from error
         return np.asarray(logits)
 
     def _describe(self) -> dict[str, Any]:
