@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token-file", metavar="FILE", help=f"bearer token for clients (default: ${TOKEN_VARIABLE})")
     parser.add_argument("--backend", default="auto", metavar="NAME", help="default: the best here, see kcdp doctor")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads of a batch (default: all cores)")
+    parser.add_argument(
+        "--min-confidence", type=float, default=0.0, metavar="X", help="0..1; below, the label is 'unsure' (default: 0)"
+    )
     default = ServerOptions()
     for option, kind, unit, value, meaning in (
         ("--batch-size", int, "N", 16, "pictures that are run together"),
@@ -68,8 +71,10 @@ def run(args: argparse.Namespace) -> int:
     from kcdp.runtime.tagger import Tagger
 
     opened = bind(args.host, args.port)
-    how = {"backend": args.backend, "threads": args.threads, "batch_size": args.batch_size}
-    with opened, Tagger.load(args.model, **how) as tagger:
+    with opened, Tagger.load(
+        args.model, backend=args.backend, threads=args.threads, batch_size=args.batch_size,
+        min_confidence=args.min_confidence,
+    ) as tagger:  # fmt: skip
         service = Service(tagger, options)
         server = make_server(make_app(service), options, access_log=args.access_log)
         if options.token is None and others_can_reach(opened):

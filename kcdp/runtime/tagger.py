@@ -260,6 +260,8 @@ class Tagger:
             raise
         except Exception as error:
             raise KcdpError(f"{item.name} cannot be read ({str(error) or type(error).__name__})") from error
+        if self._encoder is not None:  # a caption that fails costs its own row; what it gives is remembered
+            self._encoder.tokens([item.caption or ""])
         pixels, weights, frames = read_frames(source, self._spec, name=item.name)
         return Prepared(item.name, pixels, weights, frames, caption=item.caption)
 

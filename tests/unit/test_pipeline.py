@@ -297,6 +297,22 @@ def test_a_graph_that_fails_on_empty_pictures_is_measured_or_left(tiny_bundle, m
         assert caught.value.rows == (0,)
 
 
+def test_a_caption_that_fails_costs_its_own_row(tiny_bundle, monkeypatch):
+    class Encoder:
+        def tokens(self, captions):
+            if "bad" in captions:
+                raise KcdpError("states that are not finite")
+            return np.zeros((len(captions), 2, 3), np.float32)
+
+    picture = np.zeros((8, 8, 3), np.uint8)
+    with Tagger.load(tiny_bundle.path, batch_size=4) as tagger:
+        run, given = tagger.session.run, []
+        monkeypatch.setattr(tagger, "_encoder", Encoder())
+        monkeypatch.setattr(tagger.session, "run", lambda x, k: given.append(k.shape) or run(x))
+        tags = tagger.tag([Item(name, picture, name) for name in ("good", "bad", "fine")])
+    assert [tag.error for tag in tags] == [None, "states that are not finite", None] and given == [(2, 2, 3)]
+
+
 def zeros(tagger, count):
     size = tagger.manifest.preprocess.size
     return np.zeros((count, size, size, 3), np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -432,3 +433,16 @@ def test_a_missing_extra_is_named(tagger: Tagger, monkeypatch: pytest.MonkeyPatc
                 patch.setitem(sys.modules, library, None)
                 with pytest.raises(KcdpError, match=r'pip install "kcdp\[serve\]"'):
                     make_app(service)
+
+
+def test_unsure(tiny_bundle: Bundle) -> None:
+    """As ``kcdp tag`` says it, and as OpenAPI allows."""
+    with Tagger.load(tiny_bundle.path, min_confidence=1.0) as tagger, serving(tagger) as service:
+
+        async def script(client: httpx.AsyncClient) -> tuple[Any, Any, Any]:
+            tagged = await client.post("/v1/tag", content=png((128, 128, 128)), headers=PNG)
+            return tagged.json(), (await client.get("/v1/model")).json(), (await client.get("/openapi.json")).json()
+
+        tagged, model, described = talk(service, script)
+    assert [row["label"] for row in tagged["tags"]] == ["unsure"] and model["min_confidence"] == 1.0
+    assert "unsure" in json.dumps(described["components"]["schemas"]["Tag"]["properties"]["label"])

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from kcdp import __version__
 from kcdp.errors import require
-from kcdp.runtime.rows import row
+from kcdp.runtime.rows import UNSURE, row
 from kcdp.runtime.server.options import ServerOptions
 from kcdp.runtime.tagger import Tagger
 
@@ -38,6 +38,7 @@ def model_info(tagger: Tagger, options: ServerOptions) -> dict[str, Any]:
         "captions": tagger.session.takes_knowledge,
         "backend": tagger.session.describe(),
         "batch_size": tagger.batch_size,
+        "min_confidence": tagger.min_confidence,
         "limits": {name: getattr(options, name) for name in ("max_bytes", "max_pictures", "timeout")},
         "version": __version__,
     }
@@ -67,9 +68,11 @@ def make_schema(labels: tuple[str, ...]) -> Schema:
         return make(name, __doc__=doc, __config__=config, **{k: _required(v) for k, v in fields.items()})
 
     label: Any = Literal[labels]
+    tagged_as = (*labels, UNSURE)
+    named: Any = Literal[tagged_as]
     probability: Any = Annotated[float, library.Field(ge=0, le=1)]
     tag: Any = strict(
-        "Tag", "One picture: its tag, or why there is none.", path=str, label=label | None,
+        "Tag", "One picture: its tag, or why there is none.", path=str, label=named | None,
         confidence=probability | None, scores=dict[label, probability], error=str | None,
         frames=Annotated[int, library.Field(ge=0)], spread=probability | None,
     )  # fmt: skip
@@ -80,7 +83,7 @@ def make_schema(labels: tuple[str, ...]) -> Schema:
         model=strict(
             "Model", "The model and how it is run.", name=str, digest=str, labels=list[label],
             preprocess=dict[str, Any], precision=dict[str, str], target=str, knowledge=str, captions=bool,
-            backend=dict[str, Any], batch_size=int, limits=limits, version=str,
+            backend=dict[str, Any], batch_size=int, min_confidence=probability, limits=limits, version=str,
         ),
         health=strict("Health", "Whether requests are taken.", status=Literal["ready", "draining"]),
         error=strict(
