@@ -126,8 +126,8 @@ def work(args: argparse.Namespace) -> None:
             outcome, reasons = outcomes(reader, file, name)
             row = {
                 "name": name, "bytes": file.stat().st_size, "outcome": outcome, "reasons": reasons,
-                "seconds": round(time.perf_counter() - started, 3),
-                "cpu_seconds": round(time.process_time() - spent, 3),
+                "seconds": round(time.perf_counter() - started, 6),
+                "cpu_seconds": round(time.process_time() - spent, 6),
                 "peak_mib": peak_mib("self"), "decoder_peak_mib": decoder_peak_mib(),
             }  # fmt: skip
             print(json.dumps(row), flush=True)

@@ -263,11 +263,30 @@ def test_threads_and_processes_share_nothing_they_should_not() -> None:
                 wrong.append(1)
 
     in_threads(work, range(4))
-    assert not wrong and 1 <= len(worker._POOL._idle) <= (os.cpu_count() or 1)
+    assert not wrong and 1 <= len(worker._POOL._idle) <= (os.cpu_count() or 1) and worker._POOL._busy == 0
     idle = worker._POOL._idle[0]
     os.kill(idle._process.pid, signal.SIGTERM)
     idle._process.wait()
     assert np.array_equal(read_frames(tgs(), SPEC)[0], expected), "one that has died meanwhile is not asked"
+
+
+def test_never_more_processes_than_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    pool, memory, seen = worker._Pool(), LIMITS.worker_bytes, []
+    try:
+        for bytes_, fresh in ((memory, False), (memory, True), (memory, True), (memory + 1, False), (memory, False)):
+            with pool.borrowed(bytes_, fresh) as one:
+                seen.append(one)
+                assert one.alive and one.memory == bytes_ and len(pool._idle) <= 1
+        assert len(pool._idle) == 2 and pool._busy == 0
+        assert seen[4] is seen[2], "asked for that memory, it waits"
+        assert len({id(one) for one in seen}) == 4 and [one.alive for one in seen] == [False, False, True, True, True]
+        with pytest.raises(KeyboardInterrupt), pool.borrowed(memory):
+            raise KeyboardInterrupt
+        assert len(pool._idle) == 2 and pool._busy == 0
+    finally:
+        pool.close()
+    assert not any(one.alive for one in seen)
 
 
 @needs_rlottie

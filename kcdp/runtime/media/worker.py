@@ -148,28 +148,41 @@ class _Pool:
 
     def __init__(self) -> None:
         self._idle: list[_Worker] = []
+        self._busy = 0
+        self._most = max(1, os.cpu_count() or 1)
         self._lock = threading.Lock()
-        self._places = threading.BoundedSemaphore(max(1, os.cpu_count() or 1))
+        self._places = threading.BoundedSemaphore(self._most)
 
     @contextlib.contextmanager
     def borrowed(self, memory: int, fresh: bool = False) -> Any:
         with self._places:
-            worker = (None if fresh else self._taken(memory)) or _Worker(memory)
+            worker, retired = self._taken(memory, fresh)
             try:
+                for one in retired:
+                    one.end()
+                worker = worker or _Worker(memory)
                 yield worker
             finally:
-                if worker.alive and worker.owner == os.getpid():
-                    with self._lock:
+                kept = worker is not None and worker.alive and worker.owner == os.getpid()
+                with self._lock:
+                    self._busy -= 1
+                    if worker is not None and kept:
                         self._idle.append(worker)
-                else:
+                if worker is not None and not kept:
                     worker.end()
 
-    def _taken(self, memory: int) -> _Worker | None:
+    def _taken(self, memory: int, fresh: bool) -> tuple[_Worker | None, list[_Worker]]:
+        """A waiting process of that memory, if there is one; those to end, so that a new one is not one too many."""
         with self._lock:
+            self._busy += 1
+            retired = [worker for worker in self._idle if not worker.alive]
+            self._idle = [worker for worker in self._idle if worker not in retired]
             for place, worker in enumerate(self._idle):
-                if worker.memory == memory and worker.alive:
-                    return self._idle.pop(place)
-        return None
+                if worker.memory == memory and not fresh:
+                    return self._idle.pop(place), retired
+            while len(self._idle) + self._busy > self._most:
+                retired.append(self._idle.pop(0))
+        return None, retired
 
     def close(self) -> None:
         with self._lock:
