@@ -6,8 +6,9 @@ An environment with only ``kcdp[runtime]`` is made from this checkout (pip fetch
 ``synthetic:stickers`` and saved as PNG and WebP in several sizes. Everything is measured in processes of that
 environment: the installed size without pip and without the model; ``import kcdp.runtime`` and the first row of
 ``kcdp tag`` from the start of the process (best and median of 7: the files are in the system's cache); the peak memory
-of one process that tags all pictures; and, for each kind of picture, pictures a second of the whole command's pipeline
-against the bare session at the same batch size, in turn.
+of one process that tags all pictures; and, for each kind of picture, at the same batch size and in turn, pictures a
+second of the whole command's pipeline, of the bare session, one run after the other on all cores, and of as many runs
+side by side as the pipeline has.
 """
 
 from __future__ import annotations
@@ -31,26 +32,31 @@ ROUNDS = 3
 #: Run in the other environment: bundle, folder, batch size -> pictures a second of the pipeline and of the session.
 THROUGHPUT = """
 import json, sys, time
+from concurrent.futures import ThreadPoolExecutor
 import numpy as np
-from kcdp.runtime import Tagger, find_items
+from kcdp.runtime import Tagger, find_items, open_session
 bundle, folder, batch, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 items = list(find_items([folder]))
-with Tagger.load(bundle, batch_size=batch) as tagger:
+def rate(work, pictures):
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < 2.0:
+        work()
+        count += pictures
+    return count / (time.perf_counter() - start)
+with open_session(bundle) as session, Tagger.load(bundle, batch_size=batch, many=True) as tagger:
     images = np.concatenate([tagger.prepare(item).pixels for item in items[:batch]])
     images = np.concatenate([images] * (batch // len(images) + 1))[:batch]
-    tagger.tag(items[:batch])
-    found = {"pipeline": [], "session": []}
+    streams = tagger.session.streams
+    several, pool = [images] * 8 * streams, ThreadPoolExecutor(streams)
+    session.run(images)
+    tagger.tag(items[: batch * streams])
+    found = {"pipeline": [], "session": [], "side_by_side": []}
     for _ in range(rounds):
-        start, count = time.perf_counter(), 0
-        while time.perf_counter() - start < 2.0:
-            tagger.session.run(images)
-            count += batch
-        found["session"].append(count / (time.perf_counter() - start))
-        start, count = time.perf_counter(), 0
-        while time.perf_counter() - start < 2.0:
-            count += len(tagger.tag(items))
-        found["pipeline"].append(count / (time.perf_counter() - start))
-    print(json.dumps({**found, "backend": tagger.describe()["backend"], "stats": tagger.stats.lines()}))
+        found["session"].append(rate(lambda: session.run(images), batch))
+        found["side_by_side"].append(rate(lambda: list(pool.map(tagger.session.run, several)), batch * len(several)))
+        found["pipeline"].append(rate(lambda: tagger.tag(items), len(items)))
+    print(json.dumps({**found, "backend": session.describe()["backend"], "streams": streams,
+                      "stats": tagger.stats.lines()}))
 """
 
 
@@ -149,8 +155,9 @@ def tagged(python: Path, model: Path, pictures: Path) -> dict[str, Any]:
 def throughput(python: Path, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Pictures a second of the pipeline and of the bare session, medians of rounds in turn."""
     found = json.loads(output([python, "-c", THROUGHPUT, args.model, folder, args.batch_size, ROUNDS]))
-    pipeline, session = median(found["pipeline"]), median(found["session"])
-    return {"pipeline": pipeline, "session": session, "share": pipeline / session, "backend": found["backend"],
+    pipeline, session, several = (median(found[key]) for key in ("pipeline", "session", "side_by_side"))
+    return {"pipeline": pipeline, "session": session, "share": pipeline / session, "side_by_side": several,
+            "share_side_by_side": pipeline / several, "streams": found["streams"], "backend": found["backend"],
             "stats": found["stats"]}  # fmt: skip
 
 

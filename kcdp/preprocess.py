@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from kcdp.errors import KcdpError, nearest
 
@@ -129,7 +129,9 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255
     Returns:
         RGB, 8 bits a channel, in the picture's own size (sides swapped where EXIF says so).
     """
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied as it is
+        image = ImageOps.exif_transpose(image)
     transparency = image.info.get("transparency")
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
         # Pillow opens 16-bit PNG as I;16 and some 16-bit TIFF as I; both hold 0..65535.

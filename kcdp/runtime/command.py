@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
     with Tagger.load(
         args.model, backend=args.backend, threads=args.threads, batch_size=args.batch_size,
-        min_confidence=args.min_confidence,
+        min_confidence=args.min_confidence, many=survey.count != 1 and not args.watch,
     ) as tagger:  # fmt: skip
         if args.watch:
             return tag_arrivals(args, tagger, lambda: _items(args), Survey(None, survey.width))

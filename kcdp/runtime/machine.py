@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -16,7 +15,7 @@ from kcdp.gpu import Gpu, find_gpu
 from kcdp.runtime.backends.base import ABSENT, UNUSABLE, USABLE, Status, broken
 from kcdp.runtime.backends.options import DEFAULTS
 from kcdp.runtime.backends.registry import BACKENDS
-from kcdp.runtime.processor import features, processor_name
+from kcdp.runtime.processor import features, processor_name, processors
 
 #: extra -> what it is for, and the packages that it brings, as they are imported.
 EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType({
@@ -76,7 +75,7 @@ def survey() -> dict[str, Any]:
         "release": platform.platform(),
         "python": platform.python_version(),
         "processor": {
-            "name": processor_name(), "cores": _cores(), "features": None if found is None else list(found),
+            "name": processor_name(), "cores": processors(), "features": None if found is None else list(found),
         },
         "gpus": [{"name": gpu.name, "architecture": gpu.architecture} for gpu in _gpus()],
         "backends": {
@@ -107,13 +106,6 @@ def _version(module: str) -> str:
         return version(module)
     except PackageNotFoundError:
         return ""
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _gpus() -> list[Gpu]:

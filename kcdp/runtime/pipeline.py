@@ -5,13 +5,12 @@ Nothing here knows what a picture is: functions read one item and finish a batch
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from time import perf_counter
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -21,6 +20,7 @@ from kcdp.preprocess import PreprocessSpec
 from kcdp.runtime.items import Prepared
 
 _Result = TypeVar("_Result")
+_Made = TypeVar("_Made")
 
 #: More threads than this only wait for the disk and for one another.
 MOST_READERS = 8
@@ -103,31 +103,26 @@ class ClockedSpec(PreprocessSpec):
         return spent
 
 
-def readers_here() -> int:
-    """How many threads read pictures by default: one for each processor that this process may use."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(count, MOST_READERS)
-
-
-class Reader:
-    """A pool of reading threads that is made when it is first needed, and shared by all streams.
+class Threads(Generic[_Made]):
+    """A pool of threads that is made when it is first needed, and shared by all streams.
 
     Args:
         workers: threads.
+        name: what the system calls them.
     """
 
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
+    def __init__(self, workers: int, name: str = "kcdp-read") -> None:
+        self.workers, self._name = workers, name
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._closed = False
 
-    def submit(self, function: Callable[..., Prepared], *arguments: object) -> Future[Prepared]:
-        """Start reading one. Raises KcdpError once this is closed."""
+    def submit(self, function: Callable[..., _Made], *arguments: object) -> Future[_Made]:
+        """Start one call. Raises KcdpError once this is closed."""
         with self._lock:
             self._check()
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="kcdp-read")
+                self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix=self._name)
             return self._pool.submit(function, *arguments)
 
     def check(self) -> None:
@@ -149,16 +144,17 @@ class Reader:
 
 def flow(
     items: Iterable[object],
-    reader: Reader,
+    reader: Threads[Prepared],
     read: Callable[[int, object], Prepared],
     finish: Callable[[Sequence[Prepared]], Sequence[_Result]],
     frames_at_once: Callable[[Callable[[], object]], int],
+    finisher: Threads[Sequence[_Result]] | None = None,
 ) -> Iterator[_Result]:
     """Results in the order of the items.
 
-    Two batches are read ahead: one that is being read while the other goes through the graph. Items are taken from
-    ``items`` in the thread that asks for results. Where ``items`` raises, what was read before comes first. Ending
-    early (``close()``, or an exception of ``finish``) drops what was read.
+    One batch is being read while others go through the graph: as many as ``finisher`` has threads. Items are taken
+    from ``items`` in the thread that asks for results. Where ``items`` raises, what was read before comes first.
+    Ending early (``close()``, or an exception of ``finish``) drops what was read.
 
     Args:
         items: taken as they are needed.
@@ -166,16 +162,18 @@ def flow(
         read: number and item -> what ``finish`` takes; it does not raise.
         finish: a batch -> its results.
         frames_at_once: how many frames a batch should have; asked before each, with a function that waits until
-            nothing is being read.
+            nothing is being read or finished.
+        finisher: runs ``finish``; None: the thread that asks for results does, one batch after the other.
 
     Raises:
         KcdpError: the reader was closed meanwhile.
     """
     numbered, exhausted, failure = enumerate(items), False, None
     waiting: deque[Future[Prepared]] = deque()
+    running: deque[Future[Sequence[_Result]]] = deque()
     try:
         while True:
-            most, frames = frames_at_once(lambda: wait(waiting)), 0
+            most, frames = frames_at_once(lambda: (wait(waiting), wait(running))), 0
             batch: list[Prepared] = []
             while frames < most:
                 while not exhausted and len(batch) + _held(waiting) < 2 * most:
@@ -193,14 +191,23 @@ def flow(
                 frames += max(1, len(batch[-1].pixels))
             if not batch:
                 break
-            yield from finish(batch)
+            if finisher is None:
+                yield from finish(batch)
+                continue
+            running.append(finisher.submit(finish, batch))
+            if len(running) >= finisher.workers:
+                yield from running.popleft().result()
+        while running:
+            yield from running.popleft().result()
         if failure is not None:
             raise failure
     except CancelledError:
         raise closed() from None
     finally:
-        for future in waiting:
-            future.cancel()
+        for read_ahead in waiting:
+            read_ahead.cancel()
+        for batch_ahead in running:
+            batch_ahead.cancel()
 
 
 def closed() -> KcdpError:

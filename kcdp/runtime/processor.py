@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -22,6 +23,11 @@ _WORDS: dict[str, tuple[str, ...]] = {
 #: Of these, the ones that multiply in bfloat16.
 _BFLOAT16 = frozenset({"AVX-512 bf16", "AMX bf16", "bf16"})
 CPUINFO = Path("/proc/cpuinfo")
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor_name(cpuinfo: Path = CPUINFO) -> str:

@@ -44,12 +44,14 @@ class Session(ABC):
 
     Attributes:
         why: what made ``kcdp.runtime.backends.registry`` take this backend; empty where nobody chose.
+        streams: how many runs at once are worth it.
 
     Raises:
         KcdpError: the bundle's graph takes or gives something else than pictures and logits.
     """
 
     why = ""
+    streams = 1
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle

@@ -20,7 +20,8 @@ from kcdp.runtime.backends.registry import open_session
 from kcdp.runtime.items import Item, Prepared
 from kcdp.runtime.media.frames import read_frames
 from kcdp.runtime.names import find_model
-from kcdp.runtime.pipeline import ClockedSpec, Reader, Stats, best_batch, flow, readers_here
+from kcdp.runtime.pipeline import MOST_READERS, ClockedSpec, Stats, Threads, best_batch, flow
+from kcdp.runtime.processor import processors
 from kcdp.runtime.rows import UNSURE
 from kcdp.runtime.session import NonFiniteLogits, Session
 
@@ -101,7 +102,10 @@ class Tagger:
         manifest = session.bundle.manifest
         self._temperature = float(manifest.calibration["temperature"])
         self._spec = ClockedSpec.from_dict(manifest.preprocess.to_dict())
-        self._reader = Reader(readers or readers_here())
+        self._reader: Threads[Prepared] = Threads(readers or min(processors(), MOST_READERS))
+        self._finisher: Threads[Sequence[Tag]] | None = (
+            Threads(session.streams, "kcdp-run") if session.streams > 1 else None
+        )
         self._encoder = None
         if session.takes_knowledge:
             from kcdp.runtime.text import KnowledgeEncoder
@@ -111,20 +115,22 @@ class Tagger:
     @classmethod
     def load(
         cls, path_or_name: str | os.PathLike[str], *, backend: str = "auto", threads: int | None = None,
-        batch_size: int | None = 16, min_confidence: float = 0.0, readers: int | None = None,
+        batch_size: int | None = 16, min_confidence: float = 0.0, readers: int | None = None, many: bool = False,
     ) -> Tagger:  # fmt: skip
         """Open and check a bundle.
 
         Args:
             path_or_name: the bundle's folder, ``NAME.kcdp``, or its name; see ``kcdp.runtime.names``.
             backend: what runs it, a name of ``kcdp.runtime.backends.registry``; "auto": the best that is here.
-            threads: how many threads one batch may use; None means all cores.
+            threads: how many threads the graph may use; None means all cores.
+            many: for long streams: on a processor, several batches go through a small graph side by side, which
+                takes more memory and is faster; one picture alone takes longer.
             batch_size, min_confidence, readers: see the class.
 
         Raises:
             KcdpError: not a bundle, changed, made for a newer version, or the session library is missing.
         """
-        session = open_session(find_model(path_or_name), backend, options=SessionOptions(threads=threads))
+        session = open_session(find_model(path_or_name), backend, options=SessionOptions(threads=threads), many=many)
         try:
             return cls(
                 session, batch_size=batch_size, min_confidence=min_confidence, threads=threads, readers=readers
@@ -151,9 +157,10 @@ class Tagger:
         return list(self.stream(items))
 
     def stream(self, items: Source | Item | Iterable[Source | Item]) -> Iterator[Tag]:
-        """Like ``tag``, but takes items as it needs them and keeps about two batches of small arrays.
+        """Like ``tag``, but takes items as it needs them and keeps about two batches of small arrays, one more for each
+        further run side by side.
 
-        Threads read ahead while the graph runs: two batches are taken from ``items`` before the first tag is given
+        Threads read ahead while the graph runs: these batches are taken from ``items`` before the first tag is given
         (of live sources, use ``tag`` on each picture). Where ``items`` raises, the tags of what came before it come
         first.
 
@@ -199,6 +206,8 @@ class Tagger:
     def close(self) -> None:
         """Free the graph. Closing twice is fine."""
         self._reader.close()
+        if self._finisher is not None:
+            self._finisher.close()
         self.session.close()
 
     def __enter__(self) -> Tagger:
@@ -278,7 +287,7 @@ class Tagger:
         def read(number: int, item: Any) -> Prepared:
             return self.prepare(item, name=None if isinstance(item, Item) else source_name(item, number))
 
-        tags = flow(items, self._reader, read, self.finish, self._frames_at_once)
+        tags = flow(items, self._reader, read, self.finish, self._frames_at_once, self._finisher)
         try:
             while True:
                 self.stats.begin()

@@ -157,7 +157,7 @@ def test_installed_but_unusable_is_passed_over(of):
 
 def test_options_narrow_the_choice(of):
     options = SessionOptions(streams=2)
-    assert pick(of("portable"), machine(*EVERYTHING), options).backend == "openvino"
+    assert pick(of("portable"), machine(*EVERYTHING), options).backend == "onnxruntime"
     choice = pick(of("portable"), machine(*EVERYTHING), options)
     assert choice.rejected["onnxruntime-cuda"] == "has no option streams"
     assert pick(of("portable"), machine(*EVERYTHING), SessionOptions(threads=2)).backend == "onnxruntime-cuda"

@@ -6,6 +6,7 @@ import doctest
 import random
 import threading
 import time
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from kcdp.preprocess import PreprocessSpec
 from kcdp.runtime import Tagger
 from kcdp.runtime.items import Item, Prepared
 from kcdp.runtime.names import find_model
-from kcdp.runtime.pipeline import ClockedSpec, Reader, Stats, best_batch, flow
+from kcdp.runtime.pipeline import ClockedSpec, Stats, Threads, best_batch, flow
 from kcdp.runtime.session import NonFiniteLogits
 from kcdp.runtime.tagger import FIRST_BATCH, LONG_STREAM, UNSURE
 
@@ -30,7 +31,7 @@ def made(name, frames=1):
 
 @pytest.fixture
 def reader():
-    pool = Reader(4)
+    pool = Threads(4)
     yield pool
     pool.close()
 
@@ -46,6 +47,70 @@ def test_results_keep_the_order_whatever_reading_takes(reader):
     found = list(flow(range(100), reader, read, lambda batch: [one.name for one in batch], lambda settle: 7))
     assert found == [str(n) for n in range(100)]
     assert len(threads) > 1 and threading.get_ident() not in threads
+
+
+def test_batches_side_by_side_keep_the_order_and_are_no_more_than_threads(reader):
+    finisher, busy, most, lock = Threads(3, "run"), set(), [], threading.Lock()
+
+    def finish(batch):
+        with lock:
+            busy.add(batch[0].name)
+            most.append(len(busy))
+        time.sleep(random.Random(batch[0].name).random() / 50)
+        with lock:
+            busy.remove(batch[0].name)
+        if batch[0].name == "77":
+            raise KcdpError("broken")
+        return [(one.name, threading.current_thread().name[:3]) for one in batch]
+
+    calls = count()
+
+    def seven(settle):
+        if next(calls) == 4:
+            settle()
+            assert not busy
+        return 7
+
+    try:
+        stream = flow(range(90), reader, lambda n, i: made(i), finish, seven, finisher)
+        found = []
+        with pytest.raises(KcdpError, match="broken"):
+            for one in stream:
+                found.append(one)
+        assert found == [(str(n), "run") for n in range(77)] and max(most) == 3
+        assert len(list(flow(range(76), reader, lambda n, i: made(i), finish, lambda settle: 7, finisher))) == 76
+    finally:
+        finisher.close()
+    with pytest.raises(KcdpError, match="the tagger is closed"):
+        list(flow(range(3), reader, lambda n, i: made(i), finish, lambda settle: 7, finisher))
+
+
+def test_a_tagger_for_many_runs_batches_side_by_side(tiny_bundle, monkeypatch):
+    from kcdp.runtime.backends import registry
+
+    pictures = [np.full((8, 8, 3), n, np.uint8) for n in range(60)]
+    monkeypatch.setattr(registry, "processors", lambda: 3)
+    with Tagger.load(tiny_bundle.path, backend="onnxruntime", batch_size=4) as alone:
+        assert alone.session.streams == 1
+        expected = alone.tag(pictures)
+    with Tagger.load(tiny_bundle.path, backend="onnxruntime", batch_size=4, many=True) as tagger:
+        assert tagger.session.streams == 3
+        run, seen = tagger.session.run, set()
+
+        def seeing(x, k=None):
+            seen.add(threading.current_thread().name)
+            return run(x, k)
+
+        monkeypatch.setattr(tagger.session, "run", seeing)
+        tags = tagger.tag(pictures)
+        assert [(tag.path, tag.label) for tag in tags] == [(tag.path, tag.label) for tag in expected]
+        assert all(abs(a.confidence - b.confidence) < 1e-5 for a, b in zip(tags, expected, strict=True))
+        assert all(name.startswith("kcdp-run") for name in seen) and len(seen) > 1
+    with Tagger.load(tiny_bundle.path, backend="onnxruntime", threads=2, many=True) as tagger:
+        assert tagger.session.streams == 2, "no more than threads"
+    monkeypatch.setattr(registry, "SMALL_BYTES", 10)
+    with Tagger.load(tiny_bundle.path, backend="onnxruntime", many=True) as tagger:
+        assert tagger.session.streams == 1, "a large graph takes too much memory for each"
 
 
 def test_batches_are_full_and_count_frames(reader):

@@ -65,7 +65,7 @@ class CompiledSession(Session):
         options, path = self.options, self.bundle.model_path
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": self.precision}
         if self.device == CPU:
-            settings["NUM_STREAMS"] = options.streams or 1
+            settings["NUM_STREAMS"] = self.streams = options.streams or 1
             if options.threads is not None:
                 settings["INFERENCE_NUM_THREADS"] = options.threads
         if options.cache is not None or self.device != CPU:  # for a processor it takes seconds, and gives a copy

@@ -19,8 +19,8 @@ class SessionOptions:
     """Checked when made; what is left alone is decided by the library, or by the bundle.
 
     Attributes:
-        threads: how many threads one ``run`` may use; None: all cores.
-        streams: how many runs OpenVINO computes side by side, each with its part of the threads; None: one.
+        threads: how many threads the graph may use; None: all cores.
+        streams: how many runs are computed side by side, each with its part of the threads; None: one.
         precision: what float32 arithmetic runs in: "f32", "bf16", "f16", or "auto", which the bundle decides.
         device: which card of several, from 0.
         cuda_graph: record the kernels of each batch size once and replay them: less work for the processor.

@@ -21,6 +21,7 @@ from kcdp.graph import PRODUCTS, SESSION_ENTRIES
 from kcdp.runtime.backends.captured import CapturedRuns
 from kcdp.runtime.backends.options import DEFAULTS, SessionOptions
 from kcdp.runtime.backends.providers import CPU, PROVIDERS, Provider, compiled_folder, plugin_devices, unfit
+from kcdp.runtime.processor import processors
 from kcdp.runtime.session import Session, Tensor, compare_signature, first_line
 
 
@@ -46,6 +47,7 @@ class OnnxRuntimeSession(Session):
     ) -> None:
         super().__init__(bundle)
         self.options, self.row = options, PROVIDERS[provider]
+        self.streams = options.streams or 1
         self.nodes: dict[str, int] = {}
         self._library = require("onnxruntime", "runtime")
         if (reason := unfit(self.row, bundle, options)) is not None:
@@ -122,8 +124,8 @@ class OnnxRuntimeSession(Session):
         options = self._library.SessionOptions()
         options.log_severity_level = 4  # errors arrive as exceptions; ONNX Runtime would print them as well
         options.inter_op_num_threads = 1
-        if self.options.threads is not None:
-            options.intra_op_num_threads = self.options.threads
+        if self.options.threads is not None or self.streams > 1:
+            options.intra_op_num_threads = max(1, (self.options.threads or processors()) // self.streams)
         if self.row.alone:
             options.enable_mem_pattern = False  # DirectML refuses it
         precision = str(self.bundle.manifest.precision.get("default"))

@@ -119,7 +119,7 @@ _GPU = 'on a machine with a CUDA GPU run: pip uninstall onnxruntime; pip install
 _ROWS = (
     Provider(
         "onnxruntime", CPU, "ONNX Runtime on the processor", 'run: pip install "kcdp[runtime]"',
-        verified="ONNX Runtime 1.32 on x86-64",
+        options=frozenset({"threads", "streams"}), verified="ONNX Runtime 1.32 on x86-64",
     ),
     Provider(
         "onnxruntime-cuda", "CUDAExecutionProvider", "ONNX Runtime on a GPU of NVIDIA", _GPU, _cuda,

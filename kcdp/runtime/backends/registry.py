@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,11 +19,14 @@ from kcdp.runtime.backends.engines import EngineBackend
 from kcdp.runtime.backends.options import AUTO, DEFAULTS, SessionOptions
 from kcdp.runtime.backends.provider_backend import OnnxRuntimeBackend
 from kcdp.runtime.backends.providers import PROVIDERS
+from kcdp.runtime.processor import processors
 from kcdp.runtime.session import Session
 
 _ALL: tuple[Backend, ...] = (
     *map(OnnxRuntimeBackend, PROVIDERS.values()), *map(OpenVinoBackend, (CPU, GPU, NPU)), *map(EngineBackend, MODULES),
 )  # fmt: skip
+#: Of bundles of up to so many bytes, so many runs go on side by side at most.
+SMALL_BYTES, MOST_STREAMS = 500_000_000, 4
 #: name -> backend.
 BACKENDS: Mapping[str, Backend] = MappingProxyType({backend.name: backend for backend in _ALL})
 
@@ -46,14 +50,17 @@ def choose(bundle: Bundle, *, options: SessionOptions = DEFAULTS) -> Choice:
 
 
 def open_session(
-    bundle: Bundle | str | os.PathLike[str], backend: str = AUTO, *, options: SessionOptions = DEFAULTS
-) -> Session:
+    bundle: Bundle | str | os.PathLike[str], backend: str = AUTO, *, options: SessionOptions = DEFAULTS,
+    many: bool = False,
+) -> Session:  # fmt: skip
     """Open a bundle on a backend.
 
     Args:
         bundle: opened, or its path; or the path of an engine.
         backend: a key of ``BACKENDS``, or "auto": the best that is here, see ``choose``. One that fails when it is
             opened is an error, and no other is tried.
+        many: for a long stream of pictures: where ``options`` leaves it open and the graph is small, several runs go on
+            side by side, see ``side_by_side``. One picture alone then takes longer.
 
     Returns:
         A session; its ``describe()`` tells which backend it is on, and why.
@@ -75,9 +82,22 @@ def open_session(
         backend, why = choice.backend, choice.why
     else:
         _check_named(bundle, backend, options)
+    if many:
+        options = side_by_side(bundle, BACKENDS[backend], options)
     session = BACKENDS[backend].open(bundle, options)
     session.why = why
     return session
+
+
+def side_by_side(bundle: Bundle, backend: Backend, options: SessionOptions) -> SessionOptions:
+    """The options with as many streams as make many pictures fast: a small graph divided among threads waits for the
+    slowest of them after each operator, and those who decode pictures make one the slowest. Runs side by side do not
+    wait; each takes memory of its own, so large graphs have one.
+    """
+    size = sum(file.stat().st_size for file in bundle.path.iterdir() if file.is_file()) if bundle.path.is_dir() else 0
+    if "streams" not in backend.options or options.streams is not None or size > SMALL_BYTES:
+        return options
+    return replace(options, streams=min(MOST_STREAMS, options.threads or processors()))
 
 
 def _check_named(bundle: Bundle, name: str, options: SessionOptions) -> None:

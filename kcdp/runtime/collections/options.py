@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from kcdp.errors import KcdpError
+from kcdp.runtime.processor import processors
 
 _OBJECT_STORE = 512 << 20
 
@@ -58,13 +58,9 @@ class CollectionOptions:
     @property
     def local_workers(self) -> int:
         """``workers``, or how many have room on this machine."""
-        return self.workers or max(1, _cores() // self.threads)
+        return self.workers or max(1, processors() // self.threads)
 
     @property
     def batches_of_a_part(self) -> int:
         """``part_rows`` in batches."""
         return -(-self.part_rows // self.batch_size)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
