@@ -22,7 +22,7 @@ SUBCOMMANDS = {
 
 #: Those of ``kcdp.export.passes.registry``, told without loading PyTorch.
 PASS_NAMES = (
-    "lora", "timestep", "pixels", "autoencoder", "context", "attention", "pyramid", "experts", "winograd",
+    "lora", "timestep", "pixels", "autoencoder", "context", "attention", "pyramid", "experts", "winograd", "norms",
     "dead-branches",
 )  # fmt: skip
 

@@ -255,10 +255,9 @@ def _rewrite(job: _Job, device: DeviceModel, images: np.ndarray) -> list[PassRow
     import torch
 
     probe = [torch.from_numpy(array) for array in job.inputs(images[:1]).values()]
-    winograd = job.options.precision in job.target.winograd
-    rows = apply_passes(
-        device, PassOptions(job.spec.size, job.target.kernel, winograd), probe, job.options.skip,
-    )  # fmt: skip
+    wanted = {name: job.options.precision in getattr(job.target, name) for name in ("winograd", "norms")}
+    options = PassOptions(job.spec.size, job.target.kernel, **wanted)
+    rows = apply_passes(device, options, probe, job.options.skip)
     for row in rows:
         job.say(f"  {row.describe()}")
     return rows

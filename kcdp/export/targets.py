@@ -27,6 +27,7 @@ class Target:
             ``kcdp.export.runners``.
         kernel: form of attention without maps; see ``kcdp.export.device.attention.Attention``.
         winograd: large 3x3 convolutions by minimal filtering, in these precisions.
+        norms: group normalisation as a scaling of channels, in these precisions.
         activations: type of rounded activations in int8.
         typed_bfloat16: its bf16 graphs are strongly typed; else float32 with weights of bfloat16, for a runtime that is
             told to compute in it.
@@ -44,6 +45,7 @@ class Target:
     verified: Mapping[str, str]
     kernel: str = "products"
     winograd: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
     activations: str = "uint8"
     typed_bfloat16: bool = True
     profile: bool = False
@@ -69,7 +71,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType({
             ("openvino", "onnxruntime"),
             {"fp32": f"{_ORT_CPU}, OpenVINO 2026.4", "bf16": "OpenVINO 2026.4 on a CPU with AVX-512 bf16",
              "int8": f"{_ORT_CPU}, OpenVINO 2026.4 with VNNI", "w8": f"{_ORT_CPU}, OpenVINO 2026.4"},
-            winograd=("fp32",), typed_bfloat16=False,
+            winograd=("fp32",), norms=("fp32", "bf16"), typed_bfloat16=False,
         ),
         Target(
             "cuda", "ONNX Runtime's CUDA provider", 20, ("fp32", "fp16"), ("onnxruntime-cuda", "unfused"),

@@ -117,7 +117,8 @@ def test_a_bundle_of_each_kind(request, tmp_path, capsys, target, precision):
     assert manifest.parity["passed"] and manifest.parity["pictures"] == 150
     assert [row["pass"] for row in manifest.export["passes"]][1:] == [name for name in NAMES if name != "dead-branches"]
     left_out = [row["pass"] for row in manifest.export["passes"][1:] if row["max_abs_difference"] is None]
-    assert left_out == ([] if precision in TARGETS[target].winograd else ["winograd"])
+    row = TARGETS[target]
+    assert left_out == [name for name in ("winograd", "norms") if precision not in getattr(row, name)]
     applied = [row for row in manifest.export["passes"][1:] if row["pass"] not in left_out]
     assert all(row["max_abs_difference"] < 1e-4 and row["max_relative_difference"] < 1e-5 for row in applied)
     products = Counter()
@@ -171,9 +172,9 @@ def test_a_plain_export_and_passes_left_out_one_by_one(run, tmp_path, capsys):
         return bundle.manifest.export["passes"][-1]["parameters"]
 
     assert nodes(plain) > nodes(exact) and numbers(plain) > numbers(exact) and numbers(part) > numbers(exact)
-    assert [row["max_abs_difference"] for row in plain.manifest.export["passes"]] == [None] * 10
+    assert [row["max_abs_difference"] for row in plain.manifest.export["passes"]] == [None] * 11
     left_out = [row["pass"] for row in part.manifest.export["passes"][1:] if row["max_abs_difference"] is None]
-    assert left_out == ["timestep", "pyramid", "winograd"], "the last is not for this target"
+    assert left_out == ["timestep", "pyramid", "winograd", "norms"], "the last two are not for this target"
     assert plain.manifest.graph.inputs[0].describe() == "images float32 [batch, 3, 32, 32]"
     assert "pixels-scaled" in plain.manifest.needs and plain.manifest.scaling["scale"] == [pytest.approx(2 / 255)]
     dataset = open_dataset("synthetic:stickers?n=5&size=60")

@@ -16,6 +16,7 @@ from kcdp.export.device.model import DeviceModel, PlainExperts, PlainHead, Refer
 from kcdp.export.device.unet import ResNet
 from kcdp.export.passes.context import ConstantKeysValues, HiddenKnowledge
 from kcdp.export.passes.counting import count
+from kcdp.export.passes.norms import ChannelNorm
 from kcdp.export.passes.pooling import pooled_kernel, region_matrix
 from kcdp.export.passes.registry import NAMES, PASSES, PassOptions, apply_passes
 from kcdp.export.passes.winograd import WinogradConv, matrices
@@ -79,7 +80,7 @@ def wanted(kind):
     return answers(ReferenceModel(network(kind)), inputs(network(kind)))
 
 
-OPTIONS = PassOptions(SIZE, "fused", winograd=True)
+OPTIONS = PassOptions(SIZE, "fused", winograd=True, norms=True)
 
 
 def test_the_network_as_published_is_the_trained_one(kind):
@@ -224,6 +225,38 @@ def test_minimal_filtering_is_the_convolution(height, width):
     assert (single - conv(x.float())).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize(("groups", "channels", "offset"), [(32, 64, 0.0), (4, 20, 5.0), (1, 7, -3.0), (8, 8, 100.0)])
+def test_a_scaling_of_channels_is_the_group_norm(groups, channels, offset):
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(groups, channels, eps=1e-6).double()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(3, channels, 12, 9, dtype=torch.float64) + offset
+    x[0, 0] = 0.0
+    torch.testing.assert_close(ChannelNorm(norm)(x), norm(x), rtol=1e-9, atol=1e-9)
+    constant = torch.full((1, channels, 4, 4), 7.0, dtype=torch.float64)
+    assert torch.isfinite(ChannelNorm(norm.float())(constant.float())).all(), "no root of a number below zero"
+    single = ChannelNorm(norm.float())(x.float())
+    assert (single - norm.double()(x)).abs().max() < 2e-5 * max(1.0, abs(offset)) ** 2
+
+
+def test_bfloat16_bears_a_mean_far_from_zero():
+    """Rounded as a processor rounds between operators; the variance as E[x^2] - mean^2 is the twin."""
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(32, 128, eps=1e-6)
+    middles = 5.0 + 2.0 * torch.rand(32).repeat_interleave(4)[:, None, None]
+    x = (torch.randn(1, 128, 64, 64) + middles).bfloat16()
+    spread_of = lambda y: (y.float().unflatten(1, (32, 4)).flatten(2).std(2) - 1.0).abs().mean()  # noqa: E731
+    assert spread_of(norm(x.float())) < 1e-4
+    error = spread_of(ChannelNorm(norm).bfloat16()(x))
+    assert error < 0.01
+    mean, square = x.float().mean((2, 3)), (x.float() ** 2).mean((2, 3))
+    grouped = [part.unflatten(1, (32, 4)).mean(2).bfloat16() for part in (mean, square)]
+    naive = (grouped[1] - grouped[0] * grouped[0]).float().clamp(min=0.0)
+    scale = torch.rsqrt(naive + 1e-6).repeat_interleave(4, 1)[..., None, None]
+    assert spread_of(x.float() * scale) > 3 * error
+
+
 def test_minimal_filtering_needs_enough_different_points():
     with pytest.raises(ValueError, match="expected 5 different ones"):
         matrices(points=(0, 1, 1, 2, 3))
@@ -242,6 +275,20 @@ def test_minimal_filtering_is_chosen_by_size():
     assert found and all(name.startswith(("unet.down.0.", "unet.up.")) for name in found), found
     apply_passes(other := DeviceModel(model), PassOptions(64, "products"))
     assert not modules(other, WinogradConv)
+
+
+def test_group_norms_are_chosen_by_size():
+    config = load_config(
+        "tiny", overrides=["model.unet.channels=[64,64,64,64]", "preprocess.size=64"],
+        data={"data": {"source": "synthetic:photos?n=12"}},
+    )  # fmt: skip
+    model = build_model(config).eval()
+    apply_passes(device := DeviceModel(model), PassOptions(64, "products", norms=True))
+    found = [name for name, module in device.named_modules() if isinstance(module, ChannelNorm)]
+    left = [name for name, module in device.named_modules() if isinstance(module, nn.GroupNorm)]
+    assert found and left and all(name.startswith(("unet.down.0.", "unet.up.")) for name in found), found
+    apply_passes(other := DeviceModel(model), PassOptions(64, "products"))
+    assert not modules(other, ChannelNorm)
 
 
 def test_unknown_pass_is_refused():

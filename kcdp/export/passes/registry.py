@@ -16,6 +16,7 @@ from kcdp.export.passes.context import fold_context
 from kcdp.export.passes.counting import Counts, count
 from kcdp.export.passes.experts import gather_experts
 from kcdp.export.passes.lora import merge_adapters
+from kcdp.export.passes.norms import scale_channels
 from kcdp.export.passes.pixels import take_pixels
 from kcdp.export.passes.pooling import collapse_pyramid
 from kcdp.export.passes.timestep import fold_timestep
@@ -30,11 +31,13 @@ class PassOptions:
         size: side of the pictures.
         kernel: form of attention without maps; see ``kcdp.export.device.attention.Attention``.
         winograd: 3x3 convolutions by minimal filtering, for targets whose runtimes do not choose such themselves.
+        norms: group normalisation without copies, for targets whose runtimes keep channels last.
     """
 
     size: int
     kernel: str = "products"
     winograd: bool = False
+    norms: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,12 @@ PASSES: tuple[ExactPass, ...] = (
         "large 3x3 convolutions by minimal filtering",
         lambda m, o: filter_minimally(m, o.size),
         lambda o: o.winograd,
+    ),
+    ExactPass(
+        "norms",
+        "group norms as scalings of channels",
+        lambda m, o: scale_channels(m, o.size),
+        lambda o: o.norms,
     ),
 )
 NAMES = (*(exact.name for exact in PASSES), DEAD_BRANCHES)

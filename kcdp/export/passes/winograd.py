@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from kcdp.export.device.model import DeviceModel
-from kcdp.export.device.sharing import parameter, share
+from kcdp.export.device.sharing import parameter
+from kcdp.export.passes.worthwhile import find_modules
 
 TILE = 4
 POINTS = (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2))
@@ -110,8 +111,13 @@ class WinogradConv(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def fits(conv: nn.Conv2d, height: int, width: int) -> bool:
-    """Whether ``WinogradConv`` can take its place, and is worth it."""
+def fits(conv: nn.Conv2d, shape: torch.Size) -> bool:
+    """Whether ``WinogradConv`` can take its place, and is worth it.
+
+    Args:
+        shape: of what comes in, [N, C, H, W].
+    """
+    height, width = shape[2:]
     plain = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups) == (
         (3, 3), (1, 1), (1, 1), (1, 1), 1,
     )  # fmt: skip
@@ -125,24 +131,5 @@ def fits(conv: nn.Conv2d, height: int, width: int) -> bool:
 
 def filter_minimally(model: DeviceModel, size: int) -> None:
     """Replace the convolutions for which it pays, at this size of pictures."""
-    for name in _worthwhile(model, size):
-        model.set_submodule(name, WinogradConv(model.get_submodule(name)))  # type: ignore[arg-type]
-
-
-def _worthwhile(model: DeviceModel, size: int) -> list[str]:
-    shapes = share(model, "meta")
-    found: list[str] = []
-
-    def look(name: str) -> None:
-        def hook(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-            assert isinstance(module, nn.Conv2d)
-            if fits(module, *arguments[0].shape[2:]):
-                found.append(name)
-
-        shapes.get_submodule(name).register_forward_pre_hook(hook)
-
-    for name, module in list(shapes.named_modules()):
-        if isinstance(module, nn.Conv2d):
-            look(name)
-    shapes.run_shapes(size)
-    return found
+    for name, conv in find_modules(model, size, nn.Conv2d, fits):
+        model.set_submodule(name, WinogradConv(conv))
