@@ -2,7 +2,7 @@
 
     python benchmarks/export.py --work WORK [--only NAME ...] [--rounds 3] [--out FILE] [--plot FILE]
 
-Weights are random, in the shapes of SD 1.5 (where a name begins with "tiny-", with an AutoencoderTiny), and adapters
+Weights are random, in the shapes of SD 1.5 (where a name holds "tiny-", with an AutoencoderTiny), and adapters
 of rank 8, implicit knowledge of 154 tokens, 256 px, batch 1. "eager" is the published pipeline restated in PyTorch
 float32: the graph before any pass. WORK keeps models and bundles (20 GB) for the next call. Each configuration is timed
 in a process of its own, all of them once in each round; figures are medians over rounds. The processor's own limit, the
@@ -39,6 +39,7 @@ BUNDLES: dict[str, tuple[bool, tuple[str, ...], str, str]] = {
     "exact-ort": (False, ("--target", "cpu"), "onnxruntime", "float32"),
     "exact-openvino": (False, ("--target", "cpu"), "openvino", "float32"),
     "exact-openvino-bf16": (False, ("--target", "cpu", "--precision", "bf16"), "openvino", "bfloat16"),
+    "plain-tiny-openvino-bf16": (True, ("--target", "portable", "--no-passes"), "openvino", "bfloat16"),
     "tiny-openvino-bf16": (True, ("--target", "cpu", "--precision", "bf16"), "openvino", "bfloat16"),
     "tiny-int8": (True, ("--target", "cpu", "--precision", "int8"), "openvino", "int8"),
     "tiny-int8-rest-bf16": (True, ("--target", "cpu", "--precision", "int8"), "openvino-bf16", "int8"),

@@ -51,12 +51,15 @@ def test_results_keep_the_order_whatever_reading_takes(reader):
 
 def test_batches_side_by_side_keep_the_order_and_are_no_more_than_threads(reader):
     finisher, busy, most, lock = Threads(3, "run"), set(), [], threading.Lock()
+    together = threading.Barrier(3, timeout=60)
 
     def finish(batch):
         with lock:
             busy.add(batch[0].name)
             most.append(len(busy))
-        time.sleep(random.Random(batch[0].name).random() / 50)
+        if batch[0].name in ("0", "7", "14"):
+            together.wait()
+        time.sleep(random.Random(batch[0].name).random() / 200)
         with lock:
             busy.remove(batch[0].name)
         if batch[0].name == "77":
@@ -95,17 +98,19 @@ def test_a_tagger_for_many_runs_batches_side_by_side(tiny_bundle, monkeypatch):
         expected = alone.tag(pictures)
     with Tagger.load(tiny_bundle.path, backend="onnxruntime", batch_size=4, many=True) as tagger:
         assert tagger.session.streams == 3
-        run, seen = tagger.session.run, set()
+        run, seen, together = tagger.session.run, [], threading.Barrier(3, timeout=60)
 
         def seeing(x, k=None):
-            seen.add(threading.current_thread().name)
+            seen.append(threading.current_thread().name)
+            if len(seen) <= 3:
+                together.wait()
             return run(x, k)
 
         monkeypatch.setattr(tagger.session, "run", seeing)
         tags = tagger.tag(pictures)
         assert [(tag.path, tag.label) for tag in tags] == [(tag.path, tag.label) for tag in expected]
         assert all(abs(a.confidence - b.confidence) < 1e-5 for a, b in zip(tags, expected, strict=True))
-        assert all(name.startswith("kcdp-run") for name in seen) and len(seen) > 1
+        assert all(name.startswith("kcdp-run") for name in seen) and len(set(seen)) == 3
     with Tagger.load(tiny_bundle.path, backend="onnxruntime", threads=2, many=True) as tagger:
         assert tagger.session.streams == 2, "no more than threads"
     monkeypatch.setattr(registry, "SMALL_BYTES", 10)
