@@ -120,13 +120,9 @@ def test_adapters_are_merged(backbone, tmp_path):
     assert lora_parameters(model.features.unet) > 0
     assert main(["export", str(run), "--out", str(bundle), *CHECK]) == 0
     agree(run, bundle)
-    plain = save(adapted(backbone, "model.lora.rank=0"), tmp_path / "plain")
-    assert main(["export", str(plain), "--out", str(tmp_path / "plain.kcdp"), *CHECK]) == 0
-
-    def products(path: Path) -> int:
-        return sum(node.op_type in ("MatMul", "Gemm") for node in onnx.load(str(path / "model.onnx")).graph.node)
-
-    assert products(bundle) == products(tmp_path / "plain.kcdp")
+    weights = {t.name: tuple(t.dims) for t in onnx.load(str(bundle / "model.onnx")).graph.initializer}
+    products = [shape for shape in weights.values() if len(shape) == 2]
+    assert len(products) > 10 and not any(3 in shape for shape in products), "no product has the adapters' rank"
 
 
 @pytest.fixture(scope="module")

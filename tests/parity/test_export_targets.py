@@ -44,34 +44,6 @@ def run(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("trained") / "run", "training.epochs=12")
 
 
-@pytest.fixture(scope="module")
-def steady(tmp_path_factory):
-    """For half precision: all experts answer, and what they get is not normalised.
-
-    Choosing two of them, and taking off what all pictures of a model as weak as this have in common, makes a hundred
-    times more of a rounding.
-    """
-    settings = ("model.head.normalize_v=false", "model.head.top_k=4", "model.head.hidden=128", "training.epochs=24")
-    return trained(tmp_path_factory.mktemp("steady") / "run", *settings)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def traced_once():
-    """torch's exporter takes most of an export's time: the same network is traced once for all tests here."""
-    known, trace = {}, exporter.trace
-
-    def remembering(device, size, *, opset, batch):
-        weights = sum(float(parameter.abs().sum()) for parameter in device.parameters())
-        key = (size, opset, batch, repr(device), weights)
-        if key not in known:
-            known[key] = trace(device, size, opset=opset, batch=batch)
-        return known[key].clone()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporter, "trace", remembering)
-        yield
-
-
 def exported(run, out, *arguments, status=0):
     assert main(["export", str(run), "--out", str(out), *CHECK, *arguments]) == status
     return Bundle.open(out) if status == 0 else None
