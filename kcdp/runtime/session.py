@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -208,10 +209,11 @@ def first_line(error: Exception) -> str:
     return _CODE.sub("", (told or [type(error).__name__])[0])
 
 
-def compare_signature(bundle: Bundle, actual: Sequence[Tensor], declared: Sequence[TensorSpec], side: str) -> None:
+def compare_signature(path: Path, actual: Sequence[Tensor], declared: Sequence[TensorSpec], side: str) -> None:
     """Order: names, types, shapes; the first difference is reported.
 
     Args:
+        path: of the graph.
         actual: name, numpy's name of the type, and lengths (None where free), as a library sees them.
         declared: of the manifest.
         side: "input" or "output".
@@ -219,7 +221,7 @@ def compare_signature(bundle: Bundle, actual: Sequence[Tensor], declared: Sequen
     Raises:
         KcdpError: the graph is not what the manifest says.
     """
-    path, again = bundle.model_path, "export the bundle again"
+    again = "export the bundle again"
     got_names, want_names = [tensor[0] for tensor in actual], [spec.name for spec in declared]
     if got_names != want_names:
         raise KcdpError(f"{path} has the {side}s {got_names}", f"{want_names} as in the manifest", again)

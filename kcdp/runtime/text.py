@@ -16,7 +16,12 @@ import numpy as np
 
 from kcdp.bundle import Bundle
 from kcdp.errors import KcdpError, require
+from kcdp.graph import TensorSpec
 from kcdp.knowledge.texts import knowledge_texts, rule_triples
+from kcdp.runtime.backends.graph_file import cannot_open, session_options, tensors
+from kcdp.runtime.backends.options import SessionOptions
+from kcdp.runtime.backends.providers import CPU
+from kcdp.runtime.session import compare_signature, first_line
 from kcdp.text_spec import MODE, TextSpec, read_knowledge
 from kcdp.tokenizer import Tokenizer
 
@@ -39,26 +44,18 @@ class TextSession:
     """
 
     def __init__(self, path: Path, context: int, width: int, threads: int | None = None) -> None:
-        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-            raise KcdpError(f"threads is {threads!r}", "a whole number from 1, or None for all cores")
+        threads = SessionOptions(threads=threads).threads
         self.path, self.context, self.width = path, context, width
         library = require("onnxruntime", "runtime")
-        options = library.SessionOptions()
-        options.log_severity_level = 4  # errors arrive as exceptions; ONNX Runtime would print them as well
-        options.inter_op_num_threads = 1
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        options = session_options(library, threads, {})
         try:
-            self._session: Any = library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session: Any = library.InferenceSession(str(path), options, providers=[CPU])
         except Exception as error:  # the library's exceptions share no base class
-            raise KcdpError(
-                f"ONNX Runtime {library.__version__} cannot open {path} ({_reason(error)})", "a sound ONNX graph",
-                'export the bundle again, or run: pip install -U "kcdp[runtime]"',
-            ) from error  # fmt: skip
-        found = [_signature(side) for side in (self._session.get_inputs(), self._session.get_outputs())]
-        want = [f"ids int64 [N, {context}]", f"states float [N, {context}, {width}]"]
-        if found != want:
-            raise KcdpError(f"{path} has {' -> '.join(found)}", " -> ".join(want), "export the bundle again")
+            raise cannot_open(library, path, error) from error
+        ids = TensorSpec("ids", "int64", ("texts", "tokens"), (None, context))
+        states = TensorSpec("states", "float32", ("texts", "tokens", "width"), (None, context, width))
+        compare_signature(path, tensors(self._session.get_inputs()), [ids], "input")
+        compare_signature(path, tensors(self._session.get_outputs()), [states], "output")
 
     def run(self, ids: np.ndarray) -> np.ndarray:
         """int64 [N, context] to float32 [N, context, width], finite.
@@ -72,7 +69,7 @@ class TextSession:
             (states,) = self._session.run(["states"], {"ids": ids})
         except Exception as error:
             raise KcdpError(
-                f"ONNX Runtime failed on {self.path} with {len(ids)} texts ({_reason(error)})",
+                f"ONNX Runtime failed on {self.path} with {len(ids)} texts ({first_line(error)})",
                 fix="export the bundle again",
             ) from error
         found = np.asarray(states)
@@ -195,16 +192,3 @@ class KnowledgeEncoder:
             while len(self._states) > self._remembered:
                 self._states.popitem(last=False)
         return found
-
-
-def _signature(tensors: Sequence[Any]) -> str:
-    return ", ".join(
-        f"{t.name} {t.type.removeprefix('tensor(').removesuffix(')')} "
-        f"[{', '.join(str(n) if isinstance(n, int) else 'N' for n in t.shape)}]"
-        for t in tensors
-    )
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

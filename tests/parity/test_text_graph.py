@@ -317,8 +317,12 @@ def test_bundles_that_take_no_captions(folder, encoder):
 def test_graphs_that_do_not_fit(encoder, folder, tmp_path):
     path = folder / "text.onnx"
     assert fails(lambda: TextSession(path, TOKENS + 1, WIDTH)) == (
-        f"{path} has ids int64 [N, 14] -> states float [N, 14, 32]; "
-        "expected ids int64 [N, 15] -> states float [N, 15, 32]; export the bundle again"
+        f"{path} has the input ids int64 [?, 14]; expected ids int64 [texts, 15] as in the manifest; "
+        "export the bundle again"
+    )
+    assert fails(lambda: TextSession(path, TOKENS, WIDTH + 1)) == (
+        f"{path} has the output states float32 [?, 14, 32]; expected states float32 [texts, 14, 33] as in the "
+        "manifest; export the bundle again"
     )
     assert fails(lambda: TextSession(path, TOKENS, WIDTH, threads=0)).startswith(
         "threads is 0; expected a whole number"
@@ -326,6 +330,7 @@ def test_graphs_that_do_not_fit(encoder, folder, tmp_path):
     (tmp_path / "text.onnx").write_bytes(path.read_bytes()[:-100])
     message = fails(lambda: TextSession(tmp_path / "text.onnx", TOKENS, WIDTH))
     assert message.startswith("ONNX Runtime ") and f"cannot open {tmp_path / 'text.onnx'} (" in message
+    assert "[ONNXRuntimeError]" not in message
     assert "does not exist" in fails(lambda: KnowledgeEncoder(tmp_path, read_knowledge(describe(encoder))))
     session = TextSession(path, TOKENS, WIDTH, threads=1)
     message = fails(lambda: session.run(np.full((1, TOKENS), 60_000)))

@@ -54,9 +54,9 @@ class CompiledSession(Session):
         self._requests: list[Any] = []
         try:
             self._check_type()
-            specs = bundle.manifest.graph
-            compare_signature(bundle, _tensors(self._compiled.inputs, specs.inputs), specs.inputs, "input")
-            compare_signature(bundle, _tensors(self._compiled.outputs, specs.outputs), specs.outputs, "output")
+            path, specs = bundle.model_path, bundle.manifest.graph
+            compare_signature(path, _tensors(self._compiled.inputs, specs.inputs), specs.inputs, "input")
+            compare_signature(path, _tensors(self._compiled.outputs, specs.outputs), specs.outputs, "output")
         except KcdpError:
             self.close()
             raise

@@ -63,8 +63,8 @@ class EngineSession(Session):
             with self._card.current():
                 self._native = load_engine(self._trt, self.path, options.cuda_graph, self._errors)
                 inputs, outputs = signature(self._trt, self._native[1])
-            compare_signature(bundle, inputs, bundle.manifest.graph.inputs, "input")
-            compare_signature(bundle, outputs, bundle.manifest.graph.outputs, "output")
+            compare_signature(bundle.model_path, inputs, bundle.manifest.graph.inputs, "input")
+            compare_signature(bundle.model_path, outputs, bundle.manifest.graph.outputs, "output")
         except BaseException:
             self.close()
             raise

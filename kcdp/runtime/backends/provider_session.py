@@ -19,10 +19,11 @@ from kcdp.files import atomic_folder, make_folder, sha256_json
 from kcdp.gpu import find_gpu
 from kcdp.graph import PRODUCTS, SESSION_ENTRIES
 from kcdp.runtime.backends.captured import CapturedRuns
+from kcdp.runtime.backends.graph_file import AGAIN, cannot_open, session_options, tensors
 from kcdp.runtime.backends.options import DEFAULTS, SessionOptions
 from kcdp.runtime.backends.providers import CPU, PROVIDERS, Provider, compiled_folder, plugin_devices, unfit
 from kcdp.runtime.processor import processors
-from kcdp.runtime.session import Session, Tensor, compare_signature, first_line
+from kcdp.runtime.session import Session, compare_signature
 
 
 class OnnxRuntimeSession(Session):
@@ -60,8 +61,9 @@ class OnnxRuntimeSession(Session):
             self.row.graph_key,
         ) if options.cuda_graph else None  # fmt: skip
         try:
-            compare_signature(bundle, list(map(_tensor, self._session.get_inputs())), manifest.graph.inputs, "input")
-            compare_signature(bundle, list(map(_tensor, self._session.get_outputs())), manifest.graph.outputs, "output")
+            path, graph = bundle.model_path, manifest.graph
+            compare_signature(path, tensors(self._session.get_inputs()), graph.inputs, "input")
+            compare_signature(path, tensors(self._session.get_outputs()), graph.outputs, "output")
         except KcdpError:
             self.close()
             raise
@@ -111,26 +113,19 @@ class OnnxRuntimeSession(Session):
                 providers = [CPU] if row.provider == CPU else [(row.provider, settings), CPU]
                 session = library.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
         except Exception as error:  # the library's exceptions share no base class
-            again = 'export the bundle again, or run: pip install -U "kcdp[runtime]"'
-            raise KcdpError(
-                f"ONNX Runtime {library.__version__} cannot open {path} ({first_line(error)})", "a sound ONNX graph",
-                again if path == self.bundle.model_path else f"remove {path.parent}: it is only a cache",
-            ) from error  # fmt: skip
+            fix = AGAIN if path == self.bundle.model_path else f"remove {path.parent}: it is only a cache"
+            raise cannot_open(library, path, error, fix) from error
         session.disable_fallback()
         self._check_active(session)
         return session
 
     def _session_options(self, entries: Mapping[str, str]) -> Any:
-        options = self._library.SessionOptions()
-        options.log_severity_level = 4  # errors arrive as exceptions; ONNX Runtime would print them as well
-        options.inter_op_num_threads = 1
-        if self.options.threads is not None or self.streams > 1:
-            options.intra_op_num_threads = max(1, (self.options.threads or processors()) // self.streams)
+        precision, threads = str(self.bundle.manifest.precision.get("default")), self.options.threads
+        if self.streams > 1:
+            threads = max(1, (threads or processors()) // self.streams)
+        options = session_options(self._library, threads, {**SESSION_ENTRIES.get(precision, {}), **entries})
         if self.row.alone:
             options.enable_mem_pattern = False  # DirectML refuses it
-        precision = str(self.bundle.manifest.precision.get("default"))
-        for key, value in {**SESSION_ENTRIES.get(precision, {}), **entries}.items():
-            options.add_session_config_entry(key, value)
         return options
 
     def _check_active(self, session: Any) -> None:
@@ -182,17 +177,6 @@ class _NothingKept(Exception):
 
 #: Tells ONNX Runtime (1.24 and later) to note which provider takes which node.
 _COUNTED = "session.record_ep_graph_assignment_info"
-#: ONNX Runtime's type names -> numpy's.
-_DTYPES = {
-    "tensor(uint8)": "uint8", "tensor(int8)": "int8", "tensor(int32)": "int32", "tensor(int64)": "int64",
-    "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16", "tensor(float)": "float32",
-    "tensor(double)": "float64", "tensor(bool)": "bool", "tensor(string)": "str",
-}  # fmt: skip
-
-
-def _tensor(value: Any) -> Tensor:
-    shape = tuple(n if isinstance(n, int) else None for n in value.shape)
-    return value.name, _DTYPES.get(value.type, value.type), shape
 
 
 def _assigned(session: Any, provider: str) -> tuple[dict[str, int], list[str]]:
