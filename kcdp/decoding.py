@@ -11,7 +11,7 @@ import io
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import IO, Any, TypeAlias, cast
@@ -37,7 +37,6 @@ FORMATS: dict[str, tuple[Callable[[bytes], bool], Callable[..., ImageFile.ImageF
     "GIF": (lambda head: head[:6] in (b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile),
     "BMP": (lambda head: head[:2] == b"BM" and head[14:18] in _BMP_HEADERS, BmpImagePlugin.BmpImageFile),
 }
-_EXPECTED = "PNG, JPEG, WebP, GIF or BMP"
 _HEAD_BYTES = 256
 
 
@@ -217,13 +216,29 @@ def _reader(head: bytes, name: str) -> Callable[..., ImageFile.ImageFile]:
         _, find, fix = ADDED_FORMATS[form]
         reader = find()
         if reader is None:
-            raise KcdpError(f"{name} is {'an' if form[0] in 'AEIO' else 'a'} {form} picture", _EXPECTED, fix)
+            raise KcdpError(f"{name} is {'an' if form[0] in 'AEIO' else 'a'} {form} picture", readable_formats(), fix)
         return reader
-    lower = head.lower()
+    raise no_picture(head, name)
+
+
+def no_picture(head: bytes, name: str, also: Iterable[str] = ()) -> KcdpError:
+    """What is said of a file that begins so, where ``picture_format`` knows none.
+
+    Args:
+        also: names of formats that the caller reads by itself.
+    """
+    lower, expected = head.lower(), readable_formats(also)
     for offset, signature, kind in _OTHER_KINDS:
         if lower[offset:].startswith(signature.lower()):
-            raise KcdpError(f"{name} is {kind}", _EXPECTED, "convert it first")
-    raise KcdpError(f"{name} is not a picture (it begins with {head[:8]!r})", _EXPECTED)
+            return KcdpError(f"{name} is {kind}", expected, "convert it first")
+    return KcdpError(f"{name} is not a picture (it begins with {head[:8]!r})", expected)
+
+
+def readable_formats(also: Iterable[str] = ()) -> str:
+    """"PNG, JPEG, WebP, GIF, BMP or AVIF": what can be read here, and ``also``, in words."""
+    added = [form for form, (_, find, _) in ADDED_FORMATS.items() if find() is not None]
+    *names, last = [*FORMATS, *added, *also]
+    return f"{', '.join(names)} or {last}"
 
 
 def _loaded(image: Image.Image, name: str, max_pixels: int) -> Image.Image:

@@ -22,6 +22,7 @@ from kcdp.data.check import Check, check_dataset
 from kcdp.data.dataset import ImageDataset, Sample
 from kcdp.data.fingerprint import MIN_CARD, MIN_CARD_LABELS, find_alike, fingerprint, is_card, same_content
 from kcdp.data.registry import open_dataset, open_datasets
+from kcdp.decoding import readable_formats
 from kcdp.errors import KcdpError
 from kcdp.labels import LABELS
 
@@ -380,7 +381,7 @@ def test_a_broken_dataset_and_its_list(tmp_path, capsys):
         "  and 2 more",
         "- fetch the dataset again, or take these pictures out of its lists",
         "1 pictures cannot be decoded:",
-        "  ROOT/image/train/6.png is a web page (perhaps a failed download); expected PNG, JPEG, WebP, GIF or BMP; "
+        f"  ROOT/image/train/6.png is a web page (perhaps a failed download); expected {readable_formats()}; "
         "convert it first",
         "- copy these files again, or delete them",
         "2 pictures are there several times with different labels:",

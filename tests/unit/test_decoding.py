@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageFile
 from sticker_files import encoded, gradient, two_colours
 
-from kcdp.decoding import ADDED_FORMATS, FORMATS, decode, picture_format, source_name
+from kcdp.decoding import ADDED_FORMATS, FORMATS, decode, picture_format, readable_formats, source_name
 from kcdp.errors import KcdpError
 from kcdp.preprocess import PreprocessSpec, to_rgb
 
@@ -276,9 +276,9 @@ def test_a_text_bomb_is_an_error() -> None:
     ("content", "reason"),
     [
         (b"", "is empty (0 bytes); expected a picture file; copy it again"),
-        (b"hello, world", "is not a picture (it begins with b'hello, w'); expected PNG, JPEG, WebP, GIF or BMP"),
+        (b"hello, world", "is not a picture (it begins with b'hello, w'); expected " + readable_formats()),
         (b"BMW is not a bitmap, though it begins like one", "is not a picture (it begins with b'BMW is n')"),
-        (b"II*\0rest", "is a TIFF picture; expected PNG, JPEG, WebP, GIF or BMP; convert it first"),
+        (b"II*\0rest", f"is a TIFF picture; expected {readable_formats()}; convert it first"),
         (b"\0\0\0\x1cftypisom", "is an MP4 or QuickTime video"),
         (b"\x1aE\xdf\xa3\x01", "is a WebM or Matroska video"),
         (b"\x1f\x8b\x08\0", "is gzip data (perhaps a .tgs sticker)"),
@@ -306,15 +306,26 @@ ADDED = {
 
 @pytest.mark.parametrize("form", ADDED_FORMATS)
 def test_a_format_whose_reader_is_not_installed_says_how_to_get_it(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    accepts, _, fix = ADDED_FORMATS[form]
-    monkeypatch.setitem(ADDED_FORMATS, form, (accepts, lambda: None, fix))
+    for other, (own, _, how) in ADDED_FORMATS.items():  # the other one is here
+        monkeypatch.setitem(ADDED_FORMATS, other, (own, lambda here=other != form: here or None, how))
     with pytest.raises(KcdpError) as caught:
         decode(ADDED[form], name="x")
-    article, install = {"AVIF": ("an", '--upgrade "Pillow>=11.3"'), "HEIC": ("a", '"kcdp[heif]"')}[form]
+    article, install, other = {
+        "AVIF": ("an", '--upgrade "Pillow>=11.3"', "HEIC"), "HEIC": ("a", '"kcdp[heif]"', "AVIF")
+    }[form]  # fmt: skip
     assert str(caught.value) == (
-        f"x is {article} {form} picture; expected PNG, JPEG, WebP, GIF or BMP; "
+        f"x is {article} {form} picture; expected PNG, JPEG, WebP, GIF, BMP or {other}; "
         f"convert it first, or run: pip install {install}"
     )
+
+
+def test_messages_name_what_can_be_read_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = [form for form, (_, find, _) in ADDED_FORMATS.items() if find() is not None]
+    assert [form for form in ADDED_FORMATS if form in readable_formats()] == here
+    for form, (accepts, _, fix) in list(ADDED_FORMATS.items()):
+        monkeypatch.setitem(ADDED_FORMATS, form, (accepts, lambda: None, fix))
+    assert readable_formats() == "PNG, JPEG, WebP, GIF or BMP"
+    assert readable_formats(["TGS"]) == "PNG, JPEG, WebP, GIF, BMP or TGS"
 
 
 def test_readers_that_are_missing_are_no_reader(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 from sticker_files import AVIF, BLUE, GREEN, RED, animated, encoded, gradient, moving, png_chunks, seeds, stills
 
-from kcdp.decoding import ADDED_FORMATS, FORMATS, MAX_PIXELS, decode, picture_format
+from kcdp.decoding import ADDED_FORMATS, FORMATS, MAX_PIXELS, decode, picture_format, readable_formats
 from kcdp.errors import KcdpError
 from kcdp.preprocess import PreprocessSpec
+from kcdp.runtime.media import frames as frames_module
 from kcdp.runtime.media.containers import outline
 from kcdp.runtime.media.frames import read_frames
 from kcdp.runtime.media.limits import LIMITS, Limits
@@ -26,6 +27,7 @@ SPEC = PreprocessSpec(16)
 STILLS = stills()
 FORMS = ["GIF", "PNG", "WEBP", *(["AVIF"] if AVIF else [])]
 LOSSLESS = ["GIF", "PNG", "WEBP"]
+READABLE = readable_formats(frames_module.stickers_here())
 
 
 def reason(source: Any, **options: Any) -> str:
@@ -272,11 +274,11 @@ def test_files_of_nothing_but_tiny_blocks() -> None:
     ("content", "message"),
     [
         (b"", "x is empty (0 bytes); expected a picture file; copy it again"),
-        (b"hello, world", "x is not a picture (it begins with b'hello, w'); expected PNG, JPEG, WebP, GIF or BMP"),
-        (b"PK\3\4rest", "x is a ZIP archive; expected PNG, JPEG, WebP, GIF or BMP; convert it first"),
+        (b"hello, world", f"x is not a picture (it begins with b'hello, w'); expected {READABLE}"),
+        (b"PK\3\4rest", f"x is a ZIP archive; expected {READABLE}; convert it first"),
         (
             b"\0\0\0\x1cftypisom\0\0\0\0",
-            "x is an MP4 or QuickTime video; expected PNG, JPEG, WebP, GIF or BMP; convert",
+            f"x is an MP4 or QuickTime video; expected {READABLE}; convert",
         ),
         (7, "x: received int; expected a path, a file's bytes, a Pillow image or a uint8 array"),
         (np.zeros((2, 2)), "x: received float64 [2, 2]; expected uint8 [H, W]"),
@@ -284,6 +286,12 @@ def test_files_of_nothing_but_tiny_blocks() -> None:
 )
 def test_what_is_no_sticker(content: Any, message: str) -> None:
     assert reason(content).startswith(message)
+
+
+def test_stickers_are_named_where_they_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for packages, more in ((("rlottie_python",), ["TGS"]), (("av", "rlottie_python"), ["TGS", "WebM"]), ((), [])):
+        monkeypatch.setattr(frames_module, "find_spec", lambda name, here=packages: name in here or None)
+        assert reason(b"hello, world").endswith(f"; expected {readable_formats(more)}")
 
 
 def test_no_failure_gets_out_as_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:

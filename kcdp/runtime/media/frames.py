@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -16,6 +17,7 @@ from kcdp.decoding import (
     check_size,
     current_frame,
     decode,
+    no_picture,
     opened_file,
     opened_picture,
     picture_format,
@@ -30,6 +32,8 @@ from kcdp.runtime.media.worker import read_guarded
 
 #: First bytes -> what reads it, in a process of its own: native code that was not written for hostile files.
 _GUARDED = {b"\x1f\x8b": "lottie", b"\x1aE\xdf\xa3": "video"}
+#: Kinds of them -> the package that has to be installed.
+_STICKERS = {"TGS": "rlottie_python", "WebM": "av"}
 #: Formats that cost by the byte as well as by the pixel, and how many bytes cost as much as one of AVIF.
 _CODED = {"AVIF": 1, "HEIC": 1, "WebP": 5}
 _HEAD_BYTES = 256
@@ -69,11 +73,18 @@ def read_frames(
         return _still(spec, decode(source, name=name, max_pixels=limits.pixels))
 
 
+def stickers_here() -> list[str]:
+    """Names of the kinds of stickers that are no pictures and can be read here."""
+    return [kind for kind, package in _STICKERS.items() if find_spec(package) is not None]
+
+
 def _read(data: bytes, spec: PreprocessSpec, name: str, limits: Limits) -> tuple[np.ndarray, np.ndarray, int]:
     for signature, kind in _GUARDED.items():
         if data.startswith(signature):
             return read_guarded(kind, data, spec, name, limits)
     form = picture_format(data[:_HEAD_BYTES])
+    if data and form is None:
+        raise no_picture(data[:_HEAD_BYTES], name, stickers_here())
     found = outline(data, form, name) if form else None
     if found is not None and (len(found.durations) > 1 or found.first):
         _check_length(len(found.durations), found.size, name, limits)

@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from kcdp import __version__
+from kcdp.decoding import readable_formats
 from kcdp.errors import KcdpError, require
+from kcdp.runtime.media.frames import stickers_here
 from kcdp.runtime.server.problems import STATUSES, ClientGone, Problem, error_body, problem
 from kcdp.runtime.server.schema import Schema, make_schema, model_brief, model_info, row
 from kcdp.runtime.server.service import Service
@@ -178,10 +180,10 @@ def _refusals(schema: Schema, statuses: Any) -> dict[int, dict[str, Any]]:
 def _request_body(service: Service) -> dict[str, Any]:
     picture = {"type": "string", "format": "binary"}
     most = service.options.max_pictures
+    told = f"{readable_formats(stickers_here())}, told by content."
     fields: dict[str, Any] = {
-        "pictures": {"type": "array", "items": picture, "minItems": 1, "maxItems": most,
-                     "description": "PNG, JPEG, WebP, GIF, BMP and more, told by content."}
-    }  # fmt: skip
+        "pictures": {"type": "array", "items": picture, "minItems": 1, "maxItems": most, "description": told}
+    }
     if service.tagger.session.takes_knowledge:
         fields["captions"] = {"type": "array", "items": {"type": "string", "maxLength": 1000}, "maxItems": most,
                               "description": "What is said about each picture, in their order."}  # fmt: skip
