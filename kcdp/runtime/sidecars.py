@@ -88,8 +88,8 @@ def xmp_sidecar(tag: Tag, model: str) -> bytes:
     if tag.label in LABELS:
         _below(_below(_below(described, _DC, "subject"), _RDF, "Bag"), _RDF, "li").text = tag.label
     for name in ("label", "confidence", "frames", "spread", "model"):
-        if fields[name] is not None:
-            _below(described, NAMESPACE, name).text = str(fields[name])
+        if (value := fields[name]) is not None:  # XMP's real numbers have no exponents
+            _below(described, NAMESPACE, name).text = f"{value:.6f}" if isinstance(value, float) else str(value)
     scores = _below(described, NAMESPACE, "scores")
     scores.set(f"{{{_RDF}}}parseType", "Resource")
     for label, score in fields["scores"].items():

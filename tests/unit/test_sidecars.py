@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -43,11 +44,41 @@ def test_xmp_holds_the_keyword_and_the_scores() -> None:
     assert described.get(f"{RDF}about") == ""
     assert [li.text for li in described.findall(f"{DC}subject/{RDF}Bag/{RDF}li")] == ["happy"]
     simple = {name: described.findtext(f"{OWN}{name}") for name in ("label", "confidence", "frames", "spread", "model")}
-    assert simple == {"label": "happy", "confidence": "0.5", "frames": "24", "spread": "0.125", "model": MODEL}
+    assert simple == {
+        "label": "happy", "confidence": "0.500000", "frames": "24", "spread": "0.125000", "model": MODEL,
+    }  # fmt: skip
     scores = described.find(f"{OWN}scores")
     assert scores is not None and scores.get(f"{RDF}parseType") == "Resource"
     assert {child.tag.removeprefix(OWN): float(child.text or "") for child in scores} == pytest.approx(SCORES, abs=1e-6)
     assert "e-" not in data.decode(), "small numbers are written out"
+
+
+def test_xmp_is_in_the_form_that_its_specification_asks_for(tmp_path: Path) -> None:
+    """ISO 16684-1: one rdf:Description with property elements, plain text, an array or a structure in each; numbers
+    without exponents; the prefixes that readers look for. The picture's name is not in it."""
+    found = replace(tag("a.png"), spread=1e-6)
+    data = xmp_sidecar(found, MODEL)
+    text = data.decode("utf-8")
+    assert text.startswith("<?xml version='1.0' encoding='utf-8'?>\n<x:xmpmeta ") and text.count("<rdf:RDF>") == 1
+    assert '<rdf:Description rdf:about="">' in text and "<dc:subject>" in text and "<kcdp:label>" in text
+    top = ElementTree.fromstring(data)
+    assert [element.tag for element in top] == [f"{RDF}RDF"] and [e.tag for e in top[0]] == [f"{RDF}Description"]
+    properties = list(top[0][0])
+    assert len({element.tag for element in properties}) == len(properties) == 7
+    for element in properties:
+        assert element.tag.startswith((DC, OWN))
+        if not len(element):
+            assert not element.attrib and re.fullmatch(r"[a-z]+|\d+(\.\d+)?|[0-9a-f]{64}", element.text or "")
+        elif element.tag == f"{DC}subject":
+            assert [(bag.tag, [li.tag for li in bag]) for bag in element] == [(f"{RDF}Bag", [f"{RDF}li"])]
+        else:
+            assert element.attrib == {f"{RDF}parseType": "Resource"} and len(element) == len(LABELS)
+            assert all(child.tag.startswith(OWN) and re.fullmatch(r"\d\.\d{6}", child.text or "") for child in element)
+    odd = tmp_path / "<&>\"' \n日本 {x}.png"
+    Sidecars("xmp", MODEL).add(Item(str(odd), str(odd)), replace(found, path=str(odd)))
+    assert Path(f"{odd}.xmp").read_bytes() == data
+    escaped = ElementTree.fromstring(xmp_sidecar(replace(found, label="<&>]]>"), MODEL))
+    assert escaped.findtext(f".//{OWN}label") == "<&>]]>"
 
 
 def test_unsure_is_no_keyword() -> None:
