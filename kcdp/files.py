@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -34,7 +35,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         raise KcdpError(f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}", "the name of a file")
     make_folder(path.parent)
     with _writing(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=_hidden(path), suffix=".tmp", dir=path.parent)
         os.close(handle)
     temporary = Path(name)
     try:
@@ -64,7 +65,7 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False, marker: str | tu
     check_replaceable(path, overwrite, (marker,) if isinstance(marker, str) else marker)
     make_folder(path.parent)
     with _writing(path):
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=_hidden(path), suffix=".tmp", dir=path.parent))
     retired = temporary.with_suffix(".old")
     try:
         with _writing(path):
@@ -110,9 +111,14 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise KcdpError(
-            f"writing {path} failed ({error.strerror or error})", fix="free some space or choose another place"
-        ) from error
+        too_long = error.errno == errno.ENAMETOOLONG
+        fix = "choose a shorter name" if too_long else "free some space or choose another place"
+        raise KcdpError(f"writing {path} failed ({error.strerror or error})", fix=fix) from error
+
+
+def _hidden(path: Path) -> str:
+    """How a temporary name begins: short, so that a name of the greatest length can be written too."""
+    return f".{path.name[:24]}."
 
 
 def write_json(path: str | Path, data: Any) -> None:
