@@ -25,6 +25,8 @@ def find_model(path_or_name: str | os.PathLike[str]) -> Path:
         KcdpError: a name that is nowhere; where it was looked for, and what is there.
     """
     path = Path(path_or_name)
+    if not os.fspath(path_or_name):
+        raise KcdpError("the bundle's name is empty", "a bundle folder, or the name of one")
     if path.exists() or path.name != os.fspath(path_or_name):
         return path  # what it is, and whether it is there, opening it tells
     names = dict.fromkeys((path.name, path.name.removesuffix(SUFFIX) + SUFFIX))
@@ -45,4 +47,4 @@ def find_model(path_or_name: str | os.PathLike[str]) -> Path:
 def model_folders() -> Iterator[Path]:
     """Those of ``KCDP_MODELS``, then the cache's own."""
     yield from (Path(folder).expanduser() for folder in os.environ.get(ENVIRONMENT, "").split(os.pathsep) if folder)
-    yield cache_folder() / "models"
+    yield cache_folder(kind="models")

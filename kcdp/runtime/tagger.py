@@ -15,11 +15,10 @@ from PIL import Image
 from kcdp.bundle import Manifest
 from kcdp.decoding import Source, source_name
 from kcdp.errors import KcdpError
-from kcdp.runtime.backends.options import SessionOptions
+from kcdp.runtime.backends.options import DEFAULTS, SessionOptions, check_options
 from kcdp.runtime.backends.registry import open_session
 from kcdp.runtime.items import Item, Prepared
 from kcdp.runtime.media.frames import read_frames
-from kcdp.runtime.names import find_model
 from kcdp.runtime.pipeline import MOST_READERS, ClockedSpec, Stats, Threads, best_batch, flow
 from kcdp.runtime.processor import processors
 from kcdp.runtime.rows import UNSURE
@@ -88,13 +87,7 @@ class Tagger:
         self, session: Session, *, batch_size: int | None = 16, min_confidence: float = 0.0, threads: int | None = None,
         readers: int | None = None,
     ) -> None:  # fmt: skip
-        for name, number in (("batch_size", batch_size), ("readers", readers)):
-            if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
-                raise KcdpError(f"{name} is {number!r}", "a whole number from 1")
-        if isinstance(min_confidence, bool) or not isinstance(min_confidence, (int, float)) or not (
-            0 <= min_confidence <= 1
-        ):  # fmt: skip
-            raise KcdpError(f"min_confidence is {min_confidence!r}", "a number from 0 to 1")
+        _check_numbers(batch_size, min_confidence, readers)
         self.session, self.min_confidence = session, float(min_confidence)
         self.stats = Stats()
         self._measure, self._measuring = batch_size is None and session.batch is None, threading.Lock()
@@ -115,25 +108,30 @@ class Tagger:
     @classmethod
     def load(
         cls, path_or_name: str | os.PathLike[str], *, backend: str = "auto", threads: int | None = None,
-        batch_size: int | None = 16, min_confidence: float = 0.0, readers: int | None = None, many: bool = False,
+        options: SessionOptions = DEFAULTS, batch_size: int | None = 16, min_confidence: float = 0.0,
+        readers: int | None = None, many: bool = False,
     ) -> Tagger:  # fmt: skip
         """Open and check a bundle.
 
         Args:
             path_or_name: the bundle's folder, ``NAME.kcdp``, or its name; see ``kcdp.runtime.names``.
             backend: what runs it, a name of ``kcdp.runtime.backends.registry``; "auto": the best that is here.
-            threads: how many threads the graph may use; None means all cores.
+            threads: how many threads the graph may use; None means all cores. Short for ``options.threads``.
+            options: what else the backend is told: device, CUDA graph, cache, ...; see ``SessionOptions``.
             many: for long streams: on a processor, several batches go through a small graph side by side, which
                 takes more memory and is faster; one picture alone takes longer.
             batch_size, min_confidence, readers: see the class.
 
         Raises:
-            KcdpError: not a bundle, changed, made for a newer version, or the session library is missing.
+            KcdpError: not a bundle, changed, made for a newer version, or the session library is missing; or a number
+                that makes no sense, before anything is opened.
         """
-        session = open_session(find_model(path_or_name), backend, options=SessionOptions(threads=threads), many=many)
+        _check_numbers(batch_size, min_confidence, readers)
+        options = check_options(options).with_threads(threads)
+        session = open_session(path_or_name, backend, options=options, many=many)
         try:
             return cls(
-                session, batch_size=batch_size, min_confidence=min_confidence, threads=threads, readers=readers
+                session, batch_size=batch_size, min_confidence=min_confidence, threads=options.threads, readers=readers
             )  # fmt: skip
         except KcdpError:
             session.close()
@@ -168,6 +166,9 @@ class Tagger:
             KcdpError: ``items`` is neither; or the tagger is closed, or is closed meanwhile.
         """
         self._reader.check()
+        if hasattr(items, "read"):  # its lines are no pictures
+            raise KcdpError(f"items: received {type(items).__name__}", "a picture or an iterable of pictures",
+                            "pass what it reads: file.read()")  # fmt: skip
         one = isinstance(items, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Item))
         if one or (isinstance(items, np.ndarray) and items.ndim in (2, 3)):
             return self._alone(items)
@@ -361,6 +362,15 @@ class Tagger:
         label = self.manifest.labels[int(mean.argmax())]
         shown = label if scores[label] >= self.min_confidence else UNSURE
         return Tag(one.name, shown, scores[label], scores, frames=one.frames, spread=spread)
+
+
+def _check_numbers(batch_size: Any, min_confidence: Any, readers: Any) -> None:
+    for name, number in (("batch_size", batch_size), ("readers", readers)):
+        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+            raise KcdpError(f"{name} is {number!r}", "a whole number from 1")
+    is_number = isinstance(min_confidence, (int, float)) and not isinstance(min_confidence, bool)
+    if not is_number or not 0 <= min_confidence <= 1:
+        raise KcdpError(f"min_confidence is {min_confidence!r}", "a number from 0 to 1")
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:

@@ -217,15 +217,17 @@ def test_compiled_graphs_are_kept_where_they_are_asked_to_be(tiny_bundle, tmp_pa
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"threads": 0}, "threads is 0; expected a whole number from 1, or None for all cores"),
-        ({"threads": True}, "threads is True; expected a whole number from 1, or None for all cores"),
+        ({"threads": 0}, "threads is 0; expected a whole number from 1 to 1024, or None for all cores"),
+        ({"threads": 1025}, "threads is 1025; expected a whole number from 1 to 1024, or None for all cores"),
+        ({"threads": True}, "threads is True; expected a whole number from 1 to 1024, or None for all cores"),
         ({"precision": "fp16"}, "precision is 'fp16'; expected one of auto, f32, bf16, f16"),
         ({"device": -1}, "device is -1; expected a whole number from 0"),
         ({"cache": ""}, "cache is ''; expected a folder's name, or None"),
         ({"cuda_graph": 1}, "cuda_graph is 1; expected True or False"),
         (
             {"streams": 1.5, "engine": 3},
-            "streams is 1.5; expected a whole number from 1, or None | engine is 3; expected a file's name, or None",
+            "streams is 1.5; expected a whole number from 1 to 1024, or None | engine is 3; expected a file's name, or "
+            "None",
         ),
     ],
 )
@@ -234,11 +236,18 @@ def test_options_are_checked(given, message):
 
 
 def test_options_that_a_backend_does_not_have(tiny_bundle):
-    message = fails(lambda: open_session(tiny_bundle, "onnxruntime", options=SessionOptions(device=2)))
-    assert message.startswith("option device for the backend onnxruntime; expected of streams, threads; device is an ")
-    message = fails(lambda: open_session(tiny_bundle, "openvino", options=SessionOptions(cuda_graph=True)))
-    assert message.startswith("option cuda_graph for the backend openvino; expected of cache, precision, streams, thr")
-    assert message.endswith("cuda_graph is an option of onnxruntime-cuda, onnxruntime-tensorrt-rtx, tensorrt-rtx")
+    message = fails(lambda: open_session(tiny_bundle, "onnxruntime", options=SessionOptions(precision="f16")))
+    assert message == (
+        "precision='f16' for the backend onnxruntime; expected options that it takes: streams, threads; precision is "
+        "taken by onnxruntime-qnn, openvino, openvino-gpu, openvino-npu"
+    )
+    options = SessionOptions(cuda_graph=True, device=1)
+    assert fails(lambda: open_session(tiny_bundle, "openvino", options=options)) == (
+        "device=1 and cuda_graph=True for the backend openvino; expected options that it takes: cache, precision, "
+        "streams, threads; device is taken by onnxruntime-cuda, onnxruntime-tensorrt, onnxruntime-tensorrt-rtx, "
+        "onnxruntime-directml, openvino-gpu, tensorrt, tensorrt-rtx; cuda_graph is taken by onnxruntime-cuda, "
+        "onnxruntime-tensorrt-rtx, tensorrt-rtx"
+    )
     assert SessionOptions(threads=2, cuda_graph=True).given() == ("threads", "cuda_graph") and DEFAULTS.given() == ()
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from kcdp.errors import KcdpError
 from kcdp.labels import LABELS
 from kcdp.preprocess import PreprocessSpec
-from kcdp.runtime import Tagger
+from kcdp.runtime import Tagger, choose, open_session
 from kcdp.runtime.items import Item, Prepared
 from kcdp.runtime.names import find_model
 from kcdp.runtime.pipeline import ClockedSpec, Stats, Threads, best_batch, flow
@@ -294,11 +294,19 @@ def test_a_bundle_by_its_name(tiny_bundle, tmp_path, monkeypatch):
     assert find_model("stickers") == find_model("stickers.kcdp") == home / "stickers.kcdp"
     with Tagger.load("stickers") as tagger:
         assert tagger.tag(np.zeros((8, 8), np.uint8))[0].error is None
+    assert choose("stickers").backend
+    with open_session("stickers") as session:
+        assert session.bundle.path == home / "stickers.kcdp"
     with pytest.raises(KcdpError, match=r"stickerz is not there \(did you mean 'stickers'\?\).*one of stickers"):
         find_model("stickerz")
     monkeypatch.chdir(home)
     assert str(find_model("stickers")) == "stickers.kcdp"
+    with pytest.raises(KcdpError, match=r"^the bundle's name is empty; expected a bundle folder, or the name of one$"):
+        find_model("")
     assert find_model(tmp_path / "no.kcdp") == tmp_path / "no.kcdp", "a path stays one"
+    (tmp_path / "cache" / "models").mkdir(parents=True)
+    (home / "stickers.kcdp").rename(tmp_path / "cache" / "models" / "kept.kcdp")
+    assert find_model("kept") == tmp_path / "cache" / "models" / "kept.kcdp"
 
 
 def test_the_examples_of_the_docstrings(tiny_bundle, label_colours, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from kcdp.bundle import Bundle
 from kcdp.errors import KcdpError
 from kcdp.graph import GraphSpec, TensorSpec, tagging_graph
 from kcdp.labels import LABELS
-from kcdp.runtime import Tag, Tagger, find_pictures
+from kcdp.runtime import Tag, Tagger, choose, find_pictures, open_session
 from kcdp.runtime.backends.options import SessionOptions
 from kcdp.runtime.backends.provider_session import OnnxRuntimeSession
 from kcdp.runtime.session import NonFiniteLogits, Session
@@ -183,10 +183,52 @@ def test_wrong_images_are_refused_before_the_library_sees_them(tagger: Tagger, i
 
 @pytest.mark.parametrize("value", [0, -1, 2.0, True, "4"])
 def test_wrong_threads_and_batch_sizes(tiny_bundle: Bundle, value: Any) -> None:
-    with pytest.raises(KcdpError, match=f"threads is {value!r}; expected a whole number from 1, or None for all cores"):
+    with pytest.raises(KcdpError, match=f"threads is {value!r}; expected a whole number from 1 to 1024, or None for"):
         Tagger.load(tiny_bundle.path, threads=value)
     with pytest.raises(KcdpError, match=f"batch_size is {value!r}; expected a whole number from 1"):
         Tagger.load(tiny_bundle.path, batch_size=value)
+
+
+def test_options_reach_the_backend(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    options = SessionOptions(streams=1, cache=tmp_path / "cache")
+    with Tagger.load(tiny_bundle.path, backend="openvino", options=options, threads=1) as tagger:
+        assert tagger.describe()["threads"] == 1 and tagger.describe()["backend"] == "openvino"
+    assert list((tmp_path / "cache" / "compiled").iterdir()), "the cache is where it was asked to be"
+    assert choose(tiny_bundle.path) == choose(tiny_bundle)
+    with Tagger.load(tiny_bundle.path, options=SessionOptions(threads=1), threads=1) as tagger:
+        assert tagger.describe()["threads"] == 1
+    with pytest.raises(KcdpError, match=r"^threads is 2 and options\.threads 3; expected one of the two$"):
+        Tagger.load(tiny_bundle.path, options=SessionOptions(threads=3), threads=2)
+    with pytest.raises(KcdpError, match=r"^device=1 for the backend onnxruntime; expected options that it takes: str"):
+        Tagger.load(tiny_bundle.path, backend="onnxruntime", options=SessionOptions(device=1))
+
+
+def test_options_of_another_kind(tiny_bundle: Bundle) -> None:
+    for call in (Tagger.load, open_session, choose):
+        with pytest.raises(KcdpError, match=r"^options is \{'threads': 1\}; expected kcdp\.runtime\.SessionOptions\("):
+            call(tiny_bundle.path, options={"threads": 1})  # type: ignore[operator]
+
+
+def test_an_open_file_is_no_list_of_pictures(tagger: Tagger, pictures: list[Path]) -> None:
+    with pictures[0].open("rb") as file:
+        with pytest.raises(KcdpError) as caught:
+            tagger.tag(file)  # type: ignore[arg-type]
+        assert str(caught.value) == (
+            "items: received BufferedReader; expected a picture or an iterable of pictures; pass what it reads: "
+            "file.read()"
+        )
+        assert tagger.tag(file.read())[0].label == LABELS[0]
+
+
+def test_wrong_numbers_are_told_before_anything_is_opened() -> None:
+    for wrong, said in (
+        ({"batch_size": 0}, "batch_size is 0; expected a whole number from 1"),
+        ({"readers": 0}, "readers is 0; expected a whole number from 1"),
+        ({"threads": 0}, "threads is 0; expected a whole number from 1 to 1024, or None for all cores"),
+        ({"min_confidence": 2}, "min_confidence is 2; expected a number from 0 to 1"),
+    ):
+        with pytest.raises(KcdpError, match=f"^{said}$"):
+            Tagger.load("a folder/that is not there.kcdp", **wrong)  # type: ignore[arg-type]
 
 
 def test_closing(tiny_bundle: Bundle) -> None:

@@ -16,9 +16,10 @@ from kcdp.runtime.backends.choice import Choice, pick
 from kcdp.runtime.backends.compiled_graph import CPU, GPU, NPU, OpenVinoBackend
 from kcdp.runtime.backends.engine_choice import bundle_of_engine
 from kcdp.runtime.backends.engines import EngineBackend
-from kcdp.runtime.backends.options import AUTO, DEFAULTS, SessionOptions
+from kcdp.runtime.backends.options import AUTO, DEFAULTS, SessionOptions, check_options
 from kcdp.runtime.backends.provider_backend import OnnxRuntimeBackend
 from kcdp.runtime.backends.providers import PROVIDERS
+from kcdp.runtime.names import find_model
 from kcdp.runtime.processor import processors
 from kcdp.runtime.session import Session
 
@@ -32,21 +33,25 @@ BACKENDS: Mapping[str, Backend] = MappingProxyType({backend.name: backend for ba
 
 
 def open_model(path: str | os.PathLike[str]) -> Bundle:
-    """A bundle's folder, or an engine with its description beside it.
+    """A bundle's folder, or its name (see ``kcdp.runtime.names``), or an engine with its description beside it.
 
     Raises:
-        KcdpError: neither, or damaged.
+        KcdpError: nothing of that, or damaged.
     """
+    path = find_model(path)
     return bundle_of_engine(path) if Path(path).suffix == SUFFIX else Bundle.open(os.fspath(path))
 
 
-def choose(bundle: Bundle, *, options: SessionOptions = DEFAULTS) -> Choice:
+def choose(bundle: Bundle | str | os.PathLike[str], *, options: SessionOptions = DEFAULTS) -> Choice:
     """Which backend ``open_session`` would take, why, and why not the others.
 
+    Args:
+        bundle: as ``open_session`` takes it.
+
     Raises:
-        KcdpError: none can run the bundle here; every reason is named.
+        KcdpError: not a bundle; none can run it here: every reason is named.
     """
-    return pick(bundle, BACKENDS, options)
+    return pick(bundle if isinstance(bundle, Bundle) else open_model(bundle), BACKENDS, check_options(options))
 
 
 def open_session(
@@ -56,7 +61,7 @@ def open_session(
     """Open a bundle on a backend.
 
     Args:
-        bundle: opened, or its path; or the path of an engine.
+        bundle: opened, or its path or name; or the path of an engine.
         backend: a key of ``BACKENDS``, or "auto": the best that is here, see ``choose``. One that fails when it is
             opened is an error, and no other is tried.
         many: for a long stream of pictures: where ``options`` leaves it open and the graph is small, several runs go on
@@ -69,6 +74,7 @@ def open_session(
         KcdpError: not a bundle; an unknown backend, or one that is not here (with the install line); an option that it
             does not have; a bundle that it cannot run; or it would compute elsewhere than asked.
     """
+    check_options(options)
     if not isinstance(bundle, Bundle):
         bundle = open_model(bundle)
     why = "asked for by name"
@@ -105,13 +111,14 @@ def _check_named(bundle: Bundle, name: str, options: SessionOptions) -> None:
         known = f"one of {AUTO}, {', '.join(BACKENDS)}"
         raise KcdpError(f"backend {name!r}{nearest(str(name), BACKENDS)}", known)
     row = BACKENDS[name]
-    for option in options.given():
-        if option not in row.options:
-            able = [other.name for other in _ALL if option in other.options]
-            raise KcdpError(
-                f"option {option} for the backend {name}", f"of {', '.join(sorted(row.options))}",
-                f"{option} is an option of {', '.join(able)}",
-            )  # fmt: skip
+    foreign = [option for option in options.given() if option not in row.options]
+    if foreign:
+        given = " and ".join(f"{option}={getattr(options, option)!r}" for option in foreign)
+        able = {option: ", ".join(other.name for other in _ALL if option in other.options) for option in foreign}
+        raise KcdpError(
+            f"{given} for the backend {name}", f"options that it takes: {', '.join(sorted(row.options))}",
+            "; ".join(f"{option} is taken by {names}" for option, names in able.items()),
+        )  # fmt: skip
     status = row.status(options)
     if not status.usable:
         raise KcdpError(f"the backend {name} is {status.state}: {status.reason}", fix=status.fix)
