@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import json
 import os
 import signal
 import sys
@@ -22,6 +24,8 @@ import kcdp
 from kcdp.bundle import Bundle
 from kcdp.errors import KcdpError
 from kcdp.labels import LABELS
+from kcdp.runtime.backends.options import SessionOptions
+from kcdp.runtime.backends.registry import BACKENDS
 from kcdp.runtime.collections import engine, tagging, worker
 from kcdp.runtime.collections.cluster import cluster
 from kcdp.runtime.collections.items import Files
@@ -33,7 +37,7 @@ from kcdp.runtime.collections.tagging import Tally, open_collection, stream_coll
 from kcdp.runtime.collections.units import pack, unpack
 from kcdp.runtime.items import Item
 from kcdp.runtime.output import make_writer
-from kcdp.runtime.rows import DIGEST_DIGITS
+from kcdp.runtime.rows import COLUMNS, DIGEST_DIGITS
 from kcdp.runtime.sources import find_pictures
 from kcdp.runtime.tagger import Tag, Tagger
 
@@ -262,6 +266,25 @@ def test_threads_of_a_worker_keep_the_order(tiny_bundle: Bundle, local_worker: t
     assert [tag.label for tag in tags] == [tag.label for tag in plain(tiny_bundle, items)]
 
 
+def test_threads_are_told_to_backends_that_have_such_an_option(
+    tiny_bundle: Bundle, local_worker: tuple[worker.Worker, Ledger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker always has some threads: a card's backend, which takes no number of them, is used all the same."""
+
+    def opened(**more: Any) -> dict[str, Any]:
+        options = CollectionOptions(threads=2, batch_size=4, **more)
+        made = worker.Worker(str(tiny_bundle.path), options, kcdp.__version__, local_worker[0]._ledger)
+        assert made._fault is None, made._fault
+        return made._tagger.describe()
+
+    assert opened()["threads"] == opened(backend="openvino")["threads"] == 2
+    assert opened(load={"min_confidence": 0.5, "options": SessionOptions(threads=2)})["threads"] == 2
+    for name in ("onnxruntime", "openvino"):
+        monkeypatch.setattr(BACKENDS[name], "options", frozenset({"cache"}))
+        assert opened(backend=name)["threads"] is None
+    assert (opened()["backend"], opened()["threads"]) == ("onnxruntime", None)
+
+
 class Nothing:
     """Stands for Ray; makes ledgers of nothing."""
 
@@ -346,29 +369,58 @@ def test_bytes_of_what_cannot_travel(tmp_path: Path) -> None:
 
 
 def test_names_that_are_not_unicode(tmp_path: Path) -> None:
-    parts = Parts(tmp_path / "out", {"a": 1}, 10)
+    parts = Parts(tmp_path / "out", {"a": 1}, 10, "m1")
     list(parts.write([Tag("\udcff.png", None, None, error="\udcff.png is not a picture")]))
     (row,) = parquet.read_table(tmp_path / "out").to_pylist()
     assert (row["path"], row["error"]) == ("\\udcff.png", "\\udcff.png is not a picture")
 
 
+def test_parts_have_the_columns_and_rows_of_the_other_outputs(tmp_path: Path) -> None:
+    """Against CSV and JSON lines: names in their order, and values, those of a picture that failed included."""
+    scores = dict(zip(LABELS, (0.1, 0.5, 0.2, 0.1, 0.0499999999, 0.05), strict=True))
+    tags = [
+        Tag("a, b.png", "happy", 0.5, scores, frames=3, spread=0.123456789),
+        Tag("gone.png", None, None, error="gone.png does not exist"),
+    ]
+    model, text = "0123456789ab", {}
+    for form in ("csv", "jsonl"):
+        stream = io.StringIO(newline="")
+        writer = make_writer(form, stream, model=model)
+        for tag in tags:
+            writer.write(tag)
+        text[form] = stream.getvalue()
+    list(Parts(tmp_path / "out", {}, 2, model).write(tags))
+    table = parquet.read_table(tmp_path / "out" / "part-000000.parquet")
+    (header, *cells), found = list(csv.reader(io.StringIO(text["csv"], newline=""))), table.to_pylist()
+    assert table.column_names == header == list(COLUMNS)
+    for row, line, record in zip(found, text["jsonl"].splitlines(), cells, strict=True):
+        fields = json.loads(line)
+        assert {name: row[name] for name in fields if name != "scores"} == pytest.approx(
+            {name: value for name, value in fields.items() if name != "scores"}, abs=1e-7
+        )
+        assert {name: row[name] for name in LABELS if row[name] is not None} == pytest.approx(fields["scores"])
+        empty = {name for name, cell in zip(header, record, strict=True) if not cell}
+        assert {name for name in header if row[name] is None} == empty - {"frames"}, "a picture that failed has 0"
+    assert found[0]["model"] == found[1]["model"] == model
+
+
 def test_parts_are_of_one_run(tmp_path: Path) -> None:
     tags = [Tag(f"{n}.png", "sad", 0.5, dict.fromkeys(LABELS, 0.1), frames=1, spread=0.0) for n in range(5)]
     out = tmp_path / "out"
-    assert list(Parts(out, {"model": "m", "items": 5}, 2).write(tags)) == tags
+    assert list(Parts(out, {"model": "m", "items": 5}, 2, "m1").write(tags)) == tags
     assert sorted(os.listdir(out)) == [STATE, "part-000000.parquet", "part-000001.parquet", "part-000002.parquet"]
-    assert Parts(out, {"model": "m", "items": 5}, 2).kept == 5
+    assert Parts(out, {"model": "m", "items": 5}, 2, "m1").kept == 5
     with pytest.raises(KcdpError, match=r"out holds rows of another run \(model, part_rows differ\)"):
-        Parts(out, {"model": "n", "items": 5}, 3)
+        Parts(out, {"model": "n", "items": 5}, 3, "m1")
     (out / "part-000001.parquet").unlink()
     with pytest.raises(KcdpError, match=r"out holds part-000002.parquet but not part-000001.parquet; expected all"):
-        Parts(out, {"model": "m", "items": 5}, 2)
+        Parts(out, {"model": "m", "items": 5}, 2, "m1")
     (out / "notes.txt").write_text("mine")
     with pytest.raises(KcdpError, match=r"out holds files already, and notes.txt; expected an empty or a new folder"):
-        Parts(out, {"model": "m", "items": 5}, 2)
+        Parts(out, {"model": "m", "items": 5}, 2, "m1")
     (out / STATE).unlink()
     with pytest.raises(KcdpError, match=rf"out holds files already, and no {STATE}; expected"):
-        Parts(out, {"model": "m", "items": 5}, 2)
+        Parts(out, {"model": "m", "items": 5}, 2, "m1")
 
 
 def test_an_interrupted_part_is_not_there(tmp_path: Path) -> None:
@@ -377,9 +429,9 @@ def test_an_interrupted_part_is_not_there(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(Parts(tmp_path / "out", {}, 2).write(tags()))
+        list(Parts(tmp_path / "out", {}, 2, "m1").write(tags()))
     assert sorted(os.listdir(tmp_path / "out")) == [STATE, "part-000000.parquet"]
-    assert Parts(tmp_path / "out", {}, 2).kept == 2
+    assert Parts(tmp_path / "out", {}, 2, "m1").kept == 2
 
 
 @pytest.mark.parametrize(

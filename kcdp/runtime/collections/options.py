@@ -19,10 +19,11 @@ class CollectionOptions:
     Attributes:
         workers: processes that tag, each with a model of its own; None: as many as this machine's cores have room for.
         batch_size: pictures that go through the graph at once.
-        threads: processor threads of a worker; so many cores are reserved for it.
+        threads: processor threads of a worker; so many cores are reserved for it. Of a backend that has no such
+            option, those that read pictures.
         gpus: GPUs reserved for a worker, perhaps a part of one; without a reservation it sees none.
         backend: as ``Tagger.load`` takes it.
-        load: more arguments of ``Tagger.load``.
+        load: more arguments of ``Tagger.load``, ``options`` included.
         address: of a running cluster, "auto" for the one that this machine belongs to; None: one on this machine,
             which is started and ended. Every machine needs the same version of kcdp, and the model and the pictures
             under the same paths.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kcdp.errors import KcdpError, require
 from kcdp.files import atomic_file, make_folder, read_json, write_json
 from kcdp.labels import LABELS
+from kcdp.runtime.rows import COLUMNS, row
 
 if TYPE_CHECKING:
     from kcdp.runtime.tagger import Tag
@@ -24,13 +25,14 @@ _PART = re.compile(r"part-\d{6,}\.parquet")
 class Parts:
     """Tags as rows of ``part-000000.parquet``, ``part-000001.parquet``, ..., in order, ``rows`` in each but the last.
 
-    Columns: path, label, confidence, one for each emotion, error, frames, spread; as in ``Tag``, null where there is
-    nothing. Names that are not Unicode have escapes.
+    Columns: ``kcdp.runtime.rows.COLUMNS``, as in a CSV file; null where there is nothing. Names that are not Unicode
+    have escapes.
 
     Args:
         folder: made if it is not there.
         belongs_to: JSON data: what the rows were made of. Parts in the folder that were made of the same are kept.
         rows: of a part.
+        model: what every row holds as ``model``: the beginning of the bundle's digest.
 
     Attributes:
         kept: rows in parts that are there already.
@@ -40,11 +42,11 @@ class Parts:
         KcdpError: the folder holds something else, or rows of another run.
     """
 
-    def __init__(self, folder: str | Path, belongs_to: dict[str, Any], rows: int) -> None:
-        self._folder, self._rows = Path(folder), rows
+    def __init__(self, folder: str | Path, belongs_to: dict[str, Any], rows: int, model: str) -> None:
+        self._folder, self._rows, self._model = Path(folder), rows, model
         make_folder(self._folder)
         there = sorted(name for name in os.listdir(self._folder) if not name.startswith("."))
-        state = {**belongs_to, "part_rows": rows}
+        state = {**belongs_to, "part_rows": rows, "columns": list(COLUMNS)}
         if not there:
             write_json(self._folder / STATE, state)
         elif STATE not in there or (strange := [name for name in there if name != STATE and not _PART.fullmatch(name)]):
@@ -70,7 +72,7 @@ class Parts:
         remaining = iter(tags)
         while part := list(islice(remaining, self._rows)):
             with atomic_file(self._path(self._next)) as temporary:
-                parquet.write_table(_table(part), temporary)
+                parquet.write_table(_table(part, self._model), temporary)
             self._next += 1
             yield from part
 
@@ -84,20 +86,16 @@ class Parts:
         self.failed += len(errors) - errors.null_count
 
 
-def _table(tags: Sequence[Tag]) -> Any:
+def _table(tags: Sequence[Tag], model: str) -> Any:
     arrow = require("pyarrow", "ray")
-    number, text = arrow.float32(), arrow.string()
-    columns: dict[str, tuple[Any, list[Any]]] = {
-        "path": (text, [_unicode(tag.path) for tag in tags]),
-        "label": (text, [tag.label for tag in tags]),
-        "confidence": (number, [tag.confidence for tag in tags]),
-        **{label: (number, [tag.scores.get(label) for tag in tags]) for label in LABELS},
-        "error": (text, [None if tag.error is None else _unicode(tag.error) for tag in tags]),
-        "frames": (arrow.int32(), [tag.frames for tag in tags]),
-        "spread": (number, [tag.spread for tag in tags]),
-    }
-    return arrow.table({name: arrow.array(values, kind) for name, (kind, values) in columns.items()})
+    text, fields = arrow.string(), [row(tag, model) for tag in tags]
+    kinds = dict.fromkeys(COLUMNS, text) | dict.fromkeys(("confidence", *LABELS, "spread"), arrow.float32())
+    kinds["frames"] = arrow.int32()
+    cells = [{**one, **one["scores"]} for one in fields]
+    return arrow.table({
+        name: arrow.array([_unicode(one.get(name)) for one in cells], kind) for name, kind in kinds.items()
+    })  # fmt: skip
 
 
-def _unicode(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+def _unicode(value: Any) -> Any:
+    return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value

@@ -11,12 +11,14 @@ from typing import IO
 
 from kcdp.bundle import MANIFEST, Bundle
 from kcdp.errors import KcdpError
-from kcdp.files import PICTURE_EXTENSIONS, atomic_file, sha256_file
+from kcdp.files import atomic_file, sha256_file
 from kcdp.runtime.collections.cluster import cluster
 from kcdp.runtime.collections.items import Files
 from kcdp.runtime.collections.options import CollectionOptions
 from kcdp.runtime.collections.parts import Parts
 from kcdp.runtime.collections.tables import EXTENSIONS, Columns, Tables, find_tables
+from kcdp.runtime.media.archives import ARCHIVE_EXTENSIONS
+from kcdp.runtime.media.expansion import STICKER_EXTENSIONS
 from kcdp.runtime.names import find_model
 from kcdp.runtime.output import TEXT, make_writer
 from kcdp.runtime.rows import DIGEST_DIGITS
@@ -56,7 +58,7 @@ def open_collection(
     items = [] if parquet else list(find_items(paths, recursive=recursive, include=include, exclude=exclude))
     tables = [] if items else find_tables(paths, recursive=recursive)
     if not items and not tables:
-        endings = ", ".join(sorted({*PICTURE_EXTENSIONS, *EXTENSIONS}))
+        endings = ", ".join(sorted({*STICKER_EXTENSIONS, *ARCHIVE_EXTENSIONS, *EXTENSIONS}))
         fix = "" if recursive else "add --recursive to look into sub-folders"
         raise KcdpError(f"no pictures in {', '.join(paths)}", f"files that end in {endings}", fix)
     collection = Tables(tables, columns) if tables else Files(items)
@@ -145,7 +147,8 @@ def _to_parts(collection: Files | Tables, bundle: Bundle, folder: Path, options:
         "backend": options.backend, "batch_size": options.batch_size,
         "load": {name: repr(value) for name, value in options.load.items()},
     }  # fmt: skip
-    parts = Parts(folder, belongs_to, options.batches_of_a_part * options.batch_size)
+    rows, model = options.batches_of_a_part * options.batch_size, bundle.manifest.digest[:DIGEST_DIGITS]
+    parts = Parts(folder, belongs_to, rows, model)
     if parts.kept >= collection.count:
         return Tally(parts.kept - parts.failed, parts.failed, parts.kept)
     done = _tally(parts.write(stream_collection(collection, bundle.path, options, start=parts.kept)), lambda tag: None)

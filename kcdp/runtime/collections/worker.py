@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from kcdp import __version__
@@ -15,7 +16,7 @@ from kcdp.runtime.items import Prepared
 if TYPE_CHECKING:
     from kcdp.runtime.collections.options import CollectionOptions
     from kcdp.runtime.items import Item
-    from kcdp.runtime.tagger import Tag
+    from kcdp.runtime.tagger import Tag, Tagger
 
 
 class Worker:
@@ -32,17 +33,13 @@ class Worker:
     """
 
     def __init__(self, model: str, options: CollectionOptions, version: str, ledger: Any) -> None:
-        from kcdp.runtime.tagger import Tagger
-
         self._ledger = ledger
         self._fault: KcdpError | None = None
         self._readers = ThreadPoolExecutor(options.threads) if options.threads > 1 else None
         try:
             if version != __version__:
                 raise KcdpError(f"a worker has kcdp {__version__}", f"{version}, as where the run was started")
-            self._tagger = Tagger.load(
-                model, backend=options.backend, threads=options.threads, batch_size=options.batch_size, **options.load
-            )
+            self._tagger = _loaded(model, options)
         except KcdpError as error:
             self._fault = error
 
@@ -87,3 +84,20 @@ class Worker:
                 tags += self._tagger.finish([Prepared.failed(item.name, error, caption=item.caption)])
             self._ledger.end.remote(work)
         return tags
+
+
+def _loaded(model: str, options: CollectionOptions) -> Tagger:
+    """The tagger. Its backend is told the threads where it has such an option: what runs on a card has none."""
+    from kcdp.runtime.backends.options import AUTO, DEFAULTS
+    from kcdp.runtime.backends.registry import BACKENDS, choose, open_model, open_session
+    from kcdp.runtime.tagger import Tagger
+
+    load, backend, bundle = dict(options.load), options.backend, open_model(model)
+    told = load.pop("options", DEFAULTS)
+    if backend == AUTO:
+        with suppress(KcdpError):  # opening it says why
+            backend = choose(bundle, options=told).backend
+    if backend not in BACKENDS or "threads" in BACKENDS[backend].options:
+        told = told.with_threads(options.threads)
+    session = open_session(bundle, backend, options=told)
+    return Tagger(session, batch_size=options.batch_size, threads=options.threads, **load)
