@@ -6,7 +6,8 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 from kcdp import __version__
 from kcdp.errors import KcdpError, nearest
@@ -67,15 +68,21 @@ def run_module(module: str, prog: str, description: str, argv: Sequence[str] | N
     A command's module may have ``SUBCOMMANDS``, name -> (module, one-line help): a first argument of such a name
     stands for that module.
     """
-    command = importlib.import_module(module)
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _run(module, prog, description, arguments))  # an interrupt while it is loaded, too
+
+
+def _run(module: str, prog: str, description: str, arguments: list[str]) -> int:
+    command = importlib.import_module(module)
     subcommands: dict[str, tuple[str, str]] = getattr(command, "SUBCOMMANDS", {})
     if arguments and arguments[0] in subcommands:
         name = arguments[0]
-        return run_module(subcommands[name][0], f"{prog} {name}", subcommands[name][1], arguments[1:])
+        return _run(subcommands[name][0], f"{prog} {name}", subcommands[name][1], arguments[1:])
     word = arguments[0] if arguments and not arguments[0].startswith("-") else ""
     if word and not os.path.exists(word) and (hint := nearest(word, subcommands)):
-        return guarded(lambda: _no_such(f"{prog} {word}{hint}", subcommands))
+        raise KcdpError(f"{prog} {word}{hint}", f"a run that is there, or one of {', '.join(subcommands)}")
+    if odd := next((one for one in takewhile("--".__ne__, arguments) if _like_an_option(one)), None):
+        raise KcdpError(f"{odd} would be taken for an option", f"./{odd} for the file of that name")
     width = max(map(len, subcommands), default=0) + 2
     listing = "\n".join(f"  {name:<{width}}{text}" for name, (_, text) in subcommands.items())
     parser = argparse.ArgumentParser(
@@ -83,12 +90,13 @@ def run_module(module: str, prog: str, description: str, argv: Sequence[str] | N
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     command.add_arguments(parser)
-    args = parser.parse_args(arguments)
-    return guarded(lambda: command.run(args))
+    status: int = command.run(parser.parse_args(arguments))
+    return status
 
 
-def _no_such(received: str, subcommands: Iterable[str]) -> int:
-    raise KcdpError(received, f"a run that is there, or one of {', '.join(subcommands)}")
+def _like_an_option(argument: str) -> bool:
+    """Whether it is the name of a file that begins with a dash: "-happy.png" would be "-h"."""
+    return len(argument) > 2 and argument[0] == "-" != argument[1] and os.path.lexists(argument)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

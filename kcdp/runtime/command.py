@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--watch", action="store_true", help="go on with what arrives or changes, until Ctrl-C")
     rows = parser.add_argument_group("rows")
     rows.add_argument("--format", choices=tuple(FORMATS), help="default: what the ending of --out says, else table")
-    rows.add_argument("--out", metavar="FILE", help="write the rows here instead of to the terminal")
+    rows.add_argument(
+        "--out", type=_out_file, metavar="FILE", help="write the rows here instead of to the terminal (which - means)"
+    )
     rows.add_argument("--resume", action="store_true", help="go on with FILE of an interrupted run")
     more = parser.add_argument_group("more than rows")
     more.add_argument("--html", metavar="FILE.html", help="write a page of all pictures that opens offline")
@@ -103,6 +105,11 @@ def run(args: argparse.Namespace) -> int:
 def _items(args: argparse.Namespace) -> Iterator[Item]:
     """What the arguments name, in their order."""
     return find_items(args.paths, recursive=args.recursive, include=args.include, exclude=args.exclude)
+
+
+def _out_file(text: str) -> str | None:
+    """None for ``-``."""
+    return None if text == "-" else text
 
 
 def _batch_size(text: str) -> int | None:

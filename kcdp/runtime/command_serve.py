@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kcdp.errors import KcdpError
 from kcdp.runtime.server.options import ServerOptions
+from kcdp.runtime.tag_checks import check_numbers
 
 #: Exit statuses beside those of ``kcdp.cli``: 1 says that requests were cut off when the server ended.
 ALL_ANSWERED, SOME_CUT_OFF = 0, 1
@@ -60,6 +61,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         KcdpError: a bundle, an address or a setting that cannot be used; a missing extra.
     """
+    check_numbers(args)
+    if not 0 <= args.batch_wait_ms <= 1e3:
+        raise KcdpError(f"--batch-wait-ms is {args.batch_wait_ms:g}", "a number from 0 to 1000")
     options = ServerOptions(
         max_bytes=args.max_bytes, max_pictures=args.max_pictures, timeout=args.timeout, queue=args.queue,
         batch_wait=args.batch_wait_ms / 1e3, workers=args.workers_decode, connections=args.connections,

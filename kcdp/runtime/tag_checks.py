@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kcdp.errors import KcdpError
 from kcdp.files import check_writable
+from kcdp.runtime.backends.options import MOST_THREADS
 from kcdp.runtime.output import display_width, printable
 from kcdp.runtime.rows_file import READABLE, check_start
 from kcdp.runtime.sorting import FOLDERS
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
 
 _SURVEY_SECONDS = 2.0
+#: Arguments that are numbers of something.
+_COUNTS = (
+    "threads", "batch_size", "workers", "part_rows",
+    "workers_decode", "max_bytes", "max_pictures", "queue", "connections",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             a folder or lies among the pictures, rows of an earlier run that would be lost.
     """
     check_numbers(args)
+    check_paths(args)
     _check_pairs(args)
     targets = targets_of(args)
     for option, endings in (("--sheet", (".png",)), ("--html", (".html", ".htm"))):
@@ -131,17 +138,29 @@ def nothing_found(args: argparse.Namespace) -> KcdpError:
     fix = "" if args.recursive else "add --recursive to look into sub-folders"
     if args.include or args.exclude:
         fix = "look over --include and --exclude"
+    if set(args.paths) == {"-"}:
+        return KcdpError(
+            "no pictures among the names on standard input", "names of pictures or folders, one a line", fix
+        )
     return KcdpError(f"no pictures in {', '.join(args.paths)}", f"files that end in {endings}", fix)
 
 
 def check_numbers(args: argparse.Namespace) -> None:
-    """Raises KcdpError for a number out of range."""
-    if args.batch_size is not None and args.batch_size < 1:
-        raise KcdpError(f"batch_size is {args.batch_size}", "a whole number from 1")
-    if args.threads is not None and args.threads < 1:
-        raise KcdpError(f"threads is {args.threads}", "a whole number from 1, or None for all cores")
+    """Raises KcdpError for a number out of range, named as it was typed: of ``kcdp tag`` and of ``kcdp serve``."""
+    for name in _COUNTS:
+        number = getattr(args, name, None)
+        if number is not None and number < 1:
+            raise KcdpError(f"--{name.replace('_', '-')} is {number}", "a whole number from 1")
+    if args.threads is not None and args.threads > MOST_THREADS:
+        raise KcdpError(f"--threads is {args.threads}", f"at most {MOST_THREADS}", "leave it out for all cores")
     if not 0 <= args.min_confidence <= 1:
         raise KcdpError(f"--min-confidence is {args.min_confidence:g}", "a number from 0 to 1")
+
+
+def check_paths(args: argparse.Namespace) -> None:
+    """Raises KcdpError for a PATH that is empty: a variable of the shell that was never set."""
+    if "" in args.paths:
+        raise KcdpError("an empty PATH", "names of pictures or folders", "set the variable that it came from")
 
 
 def _check_pairs(args: argparse.Namespace) -> None:

@@ -123,6 +123,12 @@ def test_an_interrupt_is_status_130(command, capsys):
     assert capsys.readouterr().err == "kcdp: interrupted\n"
 
 
+def test_an_interrupt_while_a_command_is_loaded_is_no_traceback(monkeypatch, capsys):
+    monkeypatch.setattr(importlib, "import_module", raises(KeyboardInterrupt()))
+    assert main(["tag", "x.png"]) == 130
+    assert capsys.readouterr().err == "kcdp: interrupted\n"
+
+
 def test_a_fault_of_the_program_is_not_hidden(command):
     command(raises(ZeroDivisionError("a bug")))
     with pytest.raises(ZeroDivisionError):

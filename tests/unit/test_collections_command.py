@@ -83,7 +83,11 @@ def test_parts(
         (["s", "--workers", "2"], "--workers without --engine; expected --engine ray beside it"),
         (["s", "--engine", "ray", "--sheet", "a.png"], "--sheet with --engine ray; expected rows alone; leave out"),
         (["s", "--engine", "ray", "--sort-into", "d"], "--sort-into with --engine ray; expected rows alone; leave out"),
-        (["s", "--engine", "ray", "--workers", "0"], "workers is 0; expected a whole number from 1"),
+        (["s", "--engine", "ray", "--workers", "0"], "--workers is 0; expected a whole number from 1"),
+        (["s", "--engine", "ray", "--threads", "0"], "--threads is 0; expected a whole number from 1"),
+        (["s", "--engine", "ray", "--batch-size", "0"], "--batch-size is 0; expected a whole number from 1"),
+        (["s", "--engine", "ray", "--part-rows", "0"], "--part-rows is 0; expected a whole number from 1"),
+        (["s", "--engine", "ray", "--min-confidence", "2"], "--min-confidence is 2; expected a number from 0 to 1"),
         (["s", "--engine", "ray", "--gpus", "-1"], "gpus is -1.0; expected a number from 0"),
         (["s", "--engine", "ray", "--out", "t.parquet"], "--out t.parquet; expected a folder for Parquet files; write "
          "--out t/"),

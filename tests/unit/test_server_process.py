@@ -19,6 +19,7 @@ from server_parts import answer, head, heavy_png, png
 
 import kcdp
 from kcdp.bundle import Bundle
+from kcdp.cli import main
 
 REPOSITORY = Path(kcdp.__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
@@ -172,6 +173,27 @@ def test_only_mistakes_and_wanted_lines_are_printed(start: Callable[..., Server]
     assert [re.sub(r".*\"(.*)\" (\d+).*", r"\1 \2", line) for line in out.splitlines()] == [
         "GET /healthz HTTP/1.1 200", "POST /v1/tag HTTP/1.1 401", "POST /v1/tag HTTP/1.1 200",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--threads", "0"], "--threads is 0; expected a whole number from 1"),
+        (["--threads", "2000"], "--threads is 2000; expected at most 1024; leave it out for all cores"),
+        (["--batch-size", "0"], "--batch-size is 0; expected a whole number from 1"),
+        (["--workers-decode", "0"], "--workers-decode is 0; expected a whole number from 1"),
+        (["--max-bytes", "-1"], "--max-bytes is -1; expected a whole number from 1"),
+        (["--min-confidence", "2"], "--min-confidence is 2; expected a number from 0 to 1"),
+        (["--batch-wait-ms", "5000"], "--batch-wait-ms is 5000; expected a number from 0 to 1000"),
+        (["--queue", "3"], "queue is 3; expected at least max_pictures, 64"),
+        (["--port", "70000"], "the port 70000; expected 0 to 65535"),
+    ],
+)
+def test_mistakes_are_told_before_a_model_is_opened(
+    arguments: list[str], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--model", "folder/that-is-not-there.kcdp", *arguments]) == 2
+    assert capfd.readouterr() == ("", f"kcdp: error: {said}\n")
 
 
 def test_an_open_server_without_a_token_is_warned_about_and_a_taken_port_is_told(

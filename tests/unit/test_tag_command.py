@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -187,7 +188,7 @@ def test_names_from_standard_input(folder: Path, tiny_bundle: Bundle) -> None:
     assert (done.returncode, done.stderr) == (2, message)
     assert Path("s/0.html").read_bytes() == Path("s/0.png").read_bytes()
     done = command("-", *options, input="")
-    assert done.returncode == 2 and done.stderr.startswith("kcdp: error: no pictures in -; expected files that end in")
+    assert done.returncode == 2 and done.stderr.startswith("kcdp: error: no pictures among the names on standard inp")
 
 
 def test_only_such_names(folder: Path, tag: Callable[..., tuple[int, str, str]]) -> None:
@@ -288,8 +289,10 @@ def test_links(folder: Path, tag: Callable[..., tuple[int, str, str]]) -> None:
          "--out s/0.png is one of the pictures to tag; expected another name"),
         (["s", "--out", "s/0.png/t.csv"], "writing s/0.png/t.csv failed (Not a directory); free some space or choose "
                                           "another place"),
-        (["s", "--batch-size", "0"], "batch_size is 0; expected a whole number from 1"),
-        (["s", "--threads", "0"], "threads is 0; expected a whole number from 1, or None for all cores"),
+        (["s", ""], "an empty PATH; expected names of pictures or folders; set the variable that it came from"),
+        (["s", "--batch-size", "0"], "--batch-size is 0; expected a whole number from 1"),
+        (["s", "--threads", "0"], "--threads is 0; expected a whole number from 1"),
+        (["s", "--threads", "100000"], "--threads is 100000; expected at most 1024; leave it out for all cores"),
         (["s", "--model", "s"], "s is a folder without manifest.json; expected a bundle folder; make one with: "
                                 "python -m kcdp.export RUN --out NAME.kcdp"),
     ],
@@ -328,6 +331,38 @@ def test_the_real_command(folder: Path, tiny_bundle: Bundle) -> None:
     assert helped.returncode == 0 and "--recursive" in helped.stdout and "kcdp.runtime" in helped.stdout
     missing = command("s")
     assert missing.returncode == 2 and "--model" in missing.stderr
+
+
+def test_a_dash_is_standard_output(folder: Path, tag: Callable[..., tuple[int, str, str]]) -> None:
+    status, out, err = tag("s", "--out", "-", "--format", "csv")
+    assert (status, err) == (0, "6 tagged, 0 failed\n") and out.startswith("path,label")
+    assert not Path("-").exists()
+
+
+def test_names_that_begin_with_a_dash(
+    folder: Path, tag: Callable[..., tuple[int, str, str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("s/0.png").rename("-happy.png")
+    assert tag("s", "-happy.png") == (
+        2, "", "kcdp: error: -happy.png would be taken for an option; expected ./-happy.png for the file of that name\n"
+    )  # fmt: skip
+    status, out, _ = tag("./-happy.png", "--format", "csv")
+    assert status == 0 and "./-happy.png,surprise" in out
+    assert main(["--model", "nowhere/m.kcdp", "--", "-happy.png"]) == 2
+    assert "nowhere/m.kcdp" in capfd.readouterr().err, "behind -- it is a name"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes a descriptor as a shell does")
+def test_standard_input_without_names(folder: Path, tiny_bundle: Bundle) -> None:
+    line = ("-", "--model", str(tiny_bundle.path), "--out", "t.csv")
+    for options, said in (
+        ({"stdin": subprocess.DEVNULL}, "no pictures among the names on standard input; expected names of pictures"),
+        ({"preexec_fn": partial(os.close, 0)}, "names from standard input, which is closed; expected a pipe or a file"),
+    ):
+        done = command(*line, **options)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert done.stderr.startswith(f"kcdp: error: {said}")
+    assert not Path("t.csv").exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX file names")

@@ -60,13 +60,14 @@ def run(args: argparse.Namespace) -> int:
     from kcdp.runtime.collections.tables import Columns
     from kcdp.runtime.collections.tagging import is_folder, open_collection, tag_collection
     from kcdp.runtime.output import standard_output
-    from kcdp.runtime.tag_checks import check_numbers, form_of
+    from kcdp.runtime.tag_checks import check_numbers, check_paths, form_of
 
     for name in _PLAIN:
         if getattr(args, name):
             option = name.replace("_", "-")
             raise KcdpError(f"--{option} with --engine ray", "rows alone", "leave out --engine for that")
     check_numbers(args)
+    check_paths(args)
     if args.batch_size is None:
         raise KcdpError("--batch-size auto with --engine ray", "a whole number")
     given = {"threads": args.threads, "gpus": args.gpus, "part_rows": args.part_rows}

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import IO
 
 from kcdp.decoding import opened_file
 from kcdp.errors import KcdpError
@@ -29,7 +30,7 @@ def expand(
 
 
 def _named(path: str, recursive: bool, kept: Kept, limits: Limits) -> Iterator[Item]:
-    names = names_on(sys.stdin.buffer) if path == "-" else matches(path)
+    names = names_on(_standard_input()) if path == "-" else matches(path)
     if not names:
         yield Item(path, error=KcdpError(f"{path} matches nothing", "a pattern that matches files or folders"))
     for name in names:
@@ -39,6 +40,12 @@ def _named(path: str, recursive: bool, kept: Kept, limits: Limits) -> Iterator[I
             yield from archive_items(name, wanted=_stickers(kept), limits=limits, prefix=os.path.basename(name))
         elif kept(os.path.basename(name)):
             yield Item(name, name)
+
+
+def _standard_input() -> IO[bytes]:
+    if sys.stdin is None:  # closed by whoever started this process
+        raise KcdpError("names from standard input, which is closed", "a pipe or a file")
+    return sys.stdin.buffer
 
 
 def _in_folder(folder: str, recursive: bool, kept: Kept, limits: Limits) -> Iterator[Item]:
