@@ -83,13 +83,14 @@ async def _parts(headers: Any, pieces: AsyncIterator[bytes], options: ServerOpti
         form = await parser.parse()
         if not ended:  # the parser itself forgets a part that is cut off
             raise forms.MultiPartException("It ends before its last boundary.")
-    except forms.MultiPartException as error:
-        if error.message.startswith("Too many"):
+    except (forms.MultiPartException, require("python_multipart.exceptions", "serve").FormParserError) as error:
+        reason = getattr(error, "message", "Invalid multipart data.")  # as later versions of Starlette put the second
+        if reason.startswith("Too many"):
             raise problem(
                 422, f"more than {options.max_pictures} parts of one kind", f"at most {options.max_pictures} pictures",
                 "send them in several requests",
             ) from None  # fmt: skip
-        raise problem(400, f"multipart/form-data that cannot be read ({error.message})", "whole parts") from None
+        raise problem(400, f"multipart/form-data that cannot be read ({reason})", "whole parts") from None
     names: list[str] = []
     files: list[bytes] = []
     captions: list[str] = []
