@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from kcdp.engine_file import EngineDescription, EngineKey, model_digest, system_name, write_engine
@@ -69,14 +70,15 @@ class FakeRuntime:
         if context:
             Path(context).write_bytes(Path(path).read_bytes())
         real = self.real.SessionOptions()
-        real.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        nodes = onnx.load(path).graph.node  # the real one tells them from version 1.24 on
         session = self.real.InferenceSession(path, real, providers=["CPUExecutionProvider"])
-        return FakeSession(session, asked if self.taken is None else self.taken, self.assigned)
+        return FakeSession(session, nodes, asked if self.taken is None else self.taken, self.assigned)
 
 
 class FakeSession:
-    def __init__(self, real, taken, assigned):
-        self._real, self.taken, self.assigned, self.fallback_disabled = real, list(taken), assigned, False
+    def __init__(self, real, nodes, taken, assigned):
+        self._real, self._nodes, self.taken, self.assigned = real, nodes, list(taken), assigned
+        self.fallback_disabled = False
 
     def __getattr__(self, name):
         return getattr(self._real, name)
@@ -91,10 +93,9 @@ class FakeSession:
         if self.assigned is None:
             raise AttributeError("not in this version")
         found = []
-        for subgraph in self._real.get_provider_graph_assignment_info():
-            for node in subgraph.get_nodes():
-                place = self.assigned.get(node.op_type, self.assigned.get("*"))
-                found.append(SimpleNamespace(ep_name=place, get_nodes=lambda node=node: [node]))
+        for node in self._nodes:
+            place = self.assigned.get(node.op_type, self.assigned.get("*"))
+            found.append(SimpleNamespace(ep_name=place, get_nodes=lambda node=node: [node]))
         return found
 
 

@@ -42,7 +42,7 @@ def gradient(mode: str = "RGB", size: tuple[int, int] = (24, 17)) -> Image.Image
     rgba = np.stack([x, y, 255 - x, np.where(x + y > 200, 255, 60)], axis=-1).astype(np.uint8)
     if mode == "I;16":
         return Image.fromarray((x * 257).astype(np.uint16))
-    return Image.fromarray(rgba, "RGBA").convert(mode)
+    return Image.fromarray(rgba).convert(mode)
 
 
 def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
@@ -116,7 +116,7 @@ def moving(count: int, side: int = 40, seed: int = 0) -> list[Image.Image]:
         left, top = rng.integers(0, side - 8, 2)
         colour = [*rng.integers(0, 256, 3), 255] if rng.random() < 0.8 else [0, 0, 0, 0]
         canvas[top : top + rng.integers(4, 20), left : left + rng.integers(4, 20)] = colour
-        frames.append(Image.fromarray(canvas.copy(), "RGBA"))
+        frames.append(Image.fromarray(canvas.copy()))
     return frames
 
 

@@ -22,8 +22,10 @@ from kcdp.errors import KcdpError
 from kcdp.graph import GraphSpec, TensorSpec, tagging_graph
 from kcdp.labels import LABELS
 from kcdp.runtime import Tag, Tagger, choose, find_pictures, open_session
+from kcdp.runtime.backends.base import ABSENT, UNUSABLE, Status
 from kcdp.runtime.backends.options import SessionOptions
 from kcdp.runtime.backends.provider_session import OnnxRuntimeSession
+from kcdp.runtime.backends.registry import BACKENDS
 from kcdp.runtime.session import NonFiniteLogits, Session
 from kcdp.runtime.tagger import softmax
 
@@ -409,6 +411,12 @@ def test_a_missing_library_names_the_install_line(tiny_bundle: Bundle, monkeypat
     missing = "the package 'onnxruntime' is not installed; run: pip install \"kcdp[runtime]\""
     assert str(caught.value) == f"the backend onnxruntime is not installed: {missing}"
     monkeypatch.setitem(sys.modules, "openvino", None)
+    state = Status(ABSENT)
+    monkeypatch.setattr(BACKENDS["tensorrt-rtx"], "status", lambda options: state)
+    with pytest.raises(KcdpError) as caught:
+        Tagger.load(tiny_bundle.path)
+    assert str(caught.value) == missing, "nothing at all: one advice"
+    state = Status(UNUSABLE)
     with pytest.raises(KcdpError) as caught:
         Tagger.load(tiny_bundle.path)
     assert str(caught.value).startswith(f"nothing here runs {tiny_bundle.path} (portable, float32): onnxruntime-cuda: ")
