@@ -133,6 +133,9 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied as it is
         image = ImageOps.exif_transpose(image)
     transparency = image.info.get("transparency")
+    if image.mode == "1" and transparency == 1:  # white, in Pillow before 12.1, which stores it as 255
+        image = image.copy()
+        image.info["transparency"] = 255
     if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I"):
         # Pillow opens 16-bit PNG as I;16 and some 16-bit TIFF as I; both hold 0..65535.
         wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
