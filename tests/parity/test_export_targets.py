@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from traces import traced_once
 
 from kcdp.bundle import Bundle
 from kcdp.cli import main
@@ -56,19 +57,8 @@ def steady(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def traced_once():
-    """torch's exporter takes most of an export's time: the same network is traced once for all tests here."""
-    known, trace = {}, exporter.trace
-
-    def remembering(device, size, *, opset, batch):
-        weights = sum(float(parameter.abs().sum()) for parameter in device.parameters())
-        key = (size, opset, batch, repr(device), weights)
-        if key not in known:
-            known[key] = trace(device, size, opset=opset, batch=batch)
-        return known[key].clone()
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporter, "trace", remembering)
+def shared_traces():
+    with traced_once():
         yield
 
 
