@@ -9,8 +9,8 @@ float32: the graph before any pass. WORK keeps models and bundles (20 GB) for th
 in a process of its own, all of them once in each round; figures are medians over rounds. The processor's own limit, the
 speed of a large matrix product in the same rounds, stands beside them: no direct convolution is faster than that.
 With ``--in-turn`` several configurations are opened in one process and run in turn: on a busy host, only so can small
-differences be told. Random weights may fail the gate in 8 bits, as their answers are ties: such a graph is timed all the same, and its row
-says what the gate found.
+differences be told. Random weights may fail the gate in 8 bits, as their answers are ties: such a graph is timed all
+the same, and its row says what the gate found.
 """
 
 from __future__ import annotations

@@ -53,9 +53,11 @@ class Manifest:
         needs: the abilities a runtime must have, from ``FEATURES``.
         needs_version: the first kcdp version that has them.
         producers: package name -> version that wrote the bundle.
-        source: where the weights came from: checkpoint's name and hash, code revision.
+        source: {"checkpoint", "sha256", "revision"}: the file name and SHA-256 of the checkpoint that was exported, and
+            the git commit of the kcdp that exported it ("-dirty" where files differed, "" where it was installed).
         configuration: the training configuration, whole.
-        training: data by name, and the numbers measured on it.
+        training: {"source", "validation", "progress"}: its data by name, and how far it had come, with what was
+            measured then.
         calibration: {"temperature": T}: probabilities are softmax(logits / T).
         parity: the report of the parity gate.
         files: file name -> {"sha256", "bytes"}; filled in by ``write_bundle``.

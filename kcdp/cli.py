@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from itertools import takewhile
+from typing import NoReturn
 
 from kcdp import __version__
 from kcdp.errors import KcdpError, nearest
@@ -27,6 +28,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """One that tells a mistake in one line, as everything here does, and not the usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with status 2."""
+        self.exit(EXIT_USER_ERROR, f"{self.prog}: error: {message}; see: {self.prog} --help\n")
 
 
 def guarded(function: Callable[[], int]) -> int:
@@ -85,7 +94,7 @@ def _run(module: str, prog: str, description: str, arguments: list[str]) -> int:
         raise KcdpError(f"{odd} would be taken for an option", f"./{odd} for the file of that name")
     width = max(map(len, subcommands), default=0) + 2
     listing = "\n".join(f"  {name:<{width}}{text}" for name, (_, text) in subcommands.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog, description=description, epilog=f"also: {prog} ...\n{listing}" if listing else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -109,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     width = max(map(len, COMMANDS)) + 2
     listing = "\n".join(f"  {name:<{width}}{help_text}" for name, (_, help_text) in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="kcdp",
         usage="kcdp COMMAND [ARGUMENT ...]   (kcdp COMMAND --help explains one)",
         description=f"Learn emotions from photographs, recognise them in stickers.\n\ncommands:\n{listing}",

@@ -15,7 +15,7 @@ from typing import Any
 
 from kcdp.bundle import MODEL
 from kcdp.errors import KcdpError, require
-from kcdp.files import atomic_file, read_json, sha256_file, sha256_json, write_json
+from kcdp.files import atomic_file, new_folder, read_json, sha256_file, sha256_json, write_json
 from kcdp.gpu import Gpu, find_gpu
 
 FORMAT_VERSION = 2
@@ -169,11 +169,19 @@ def sidecar(path: Path) -> Path:
 
 
 def write_engine(path: Path, engine: memoryview, description: EngineDescription) -> None:
-    """Write an engine, then its description; an old description goes first, so that the two never disagree unseen."""
+    """Write an engine, then its description; an old description goes first, so that the two never disagree unseen.
+
+    Neither is there where the other cannot be written.
+    """
     sidecar(path).unlink(missing_ok=True)
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(engine)
-    write_json(sidecar(path), description.to_dict())
+    with new_folder(path.parent):
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(engine)
+        try:
+            write_json(sidecar(path), description.to_dict())
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def read_engine_description(path: str | Path) -> EngineDescription:

@@ -22,6 +22,8 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 _FITS = ("pad", "squash")
+#: Least and largest side, in pixels.
+SIZES = (8, 4096)
 
 
 def _whole(value: Any, low: int, high: int) -> bool:
@@ -37,7 +39,7 @@ def _is_range(value: Any) -> bool:
 
 #: (field, what it must be, how to tell)
 _FIELD_CHECKS: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    ("size", "a whole number from 8 to 4096", lambda v: _whole(v, 8, 4096)),
+    ("size", f"a whole number from {SIZES[0]} to {SIZES[1]}", lambda v: _whole(v, *SIZES)),
     ("resize_filter", f"one of {', '.join(_FILTERS)}", lambda v: isinstance(v, str) and v in _FILTERS),
     ("fit", f"one of {', '.join(_FITS)}", lambda v: isinstance(v, str) and v in _FITS),
     ("background", "three whole numbers 0..255 (red, green, blue)",

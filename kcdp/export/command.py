@@ -7,10 +7,13 @@ import json
 import os
 import sys
 
+from kcdp.bundle import check_target
 from kcdp.cli import say
-from kcdp.errors import KcdpError, require
-from kcdp.export.targets import PRECISIONS, TARGETS
+from kcdp.errors import KcdpError, nearest, require
+from kcdp.export.targets import PRECISIONS, TARGETS, Batch, choose
+from kcdp.preprocess import SIZES
 from kcdp.training import PACKAGES
+from kcdp.training.interrupts import interrupts_raise
 
 SUBCOMMANDS = {
     "engine": ("kcdp.export.command_engine", "build a TensorRT engine from a bundle"),
@@ -60,10 +63,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export; 0 when the bundle is written, 1 when the parity gate failed."""
-    if not os.path.exists(args.run):  # told before seconds of loading
+    check_arguments(args)
+    with interrupts_raise():
+        return _run(args)
+
+
+def check_run(path: str) -> None:
+    """Raises KcdpError where there is no such run: told before seconds of loading."""
+    if not os.path.exists(path):
         raise KcdpError(
-            f"{args.run} is not there", "a run folder with a checkpoint, or a checkpoint", "train one with: kcdp train"
+            f"{path} is not there", "a run folder with a checkpoint, or a checkpoint", "train one with: kcdp train"
         )
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raises KcdpError for what can be told without loading anything."""
+    check_run(args.run)
+    Batch.parse(args.batch, choose(args.target, args.precision))
+    if args.size is not None and not SIZES[0] <= args.size <= SIZES[1]:
+        raise KcdpError(f"--size {args.size}", f"a number of pixels from {SIZES[0]} to {SIZES[1]}")
+    for name in args.skip_pass:
+        if name not in PASS_NAMES:
+            raise KcdpError(f"no pass is called {name!r}{nearest(name, PASS_NAMES)}", f"one of {', '.join(PASS_NAMES)}")
+    check_target(args.out, args.overwrite)
+
+
+def _run(args: argparse.Namespace) -> int:
     for package in (*PACKAGES, "onnx", "onnx_ir", "onnxscript", "onnxruntime"):
         require(package, "export")
     from kcdp.export.check_pictures import check_pictures
@@ -72,7 +97,6 @@ def run(args: argparse.Namespace) -> int:
     from kcdp.export.options import ExportOptions
     from kcdp.export.passes.registry import NAMES
     from kcdp.training.checkpoint import find_checkpoint, load_checkpoint
-    from kcdp.training.interrupts import interrupts_raise
 
     options = ExportOptions(
         args.target, args.precision, args.knowledge, args.text, args.size, args.batch,
@@ -82,11 +106,10 @@ def run(args: argparse.Namespace) -> int:
     data = load_checkpoint(find_checkpoint(args.run)).config.data
     pictures = check_pictures(args.check_images, data)
     try:
-        with interrupts_raise():
-            bundle = export_run(
-                args.run, args.out, pictures, options, overwrite=args.overwrite, keep_failed=args.keep_failed,
-                say=(lambda line: None) if args.json else say, progress=sys.stderr.isatty(),
-            )  # fmt: skip
+        bundle = export_run(
+            args.run, args.out, pictures, options, overwrite=args.overwrite, keep_failed=args.keep_failed,
+            say=(lambda line: None) if args.json else say, progress=sys.stderr.isatty(),
+        )  # fmt: skip
     except ParityError as error:
         print(f"kcdp: error: {error}", file=sys.stderr)
         if args.json:

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from kcdp.bundle import MANIFEST, Bundle, Manifest
 from kcdp.errors import KcdpError, require
-from kcdp.files import check_writable, make_folder, sha256_file
+from kcdp.export.command import check_run, next_command
+from kcdp.export.running.runner import threads_or_all
+from kcdp.files import check_writable, new_folder, sha256_file
 from kcdp.training import PACKAGES
+from kcdp.training.interrupts import interrupts_raise
 
 if TYPE_CHECKING:
     from kcdp.export.reference import Named
@@ -39,28 +42,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare; 0 when the gate is passed, 1 when it is not."""
+    with interrupts_raise():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    threads_or_all(args.threads)
+    if args.out is not None and (Path(args.out) / MANIFEST).exists():
+        raise KcdpError(f"--out {args.out} is a bundle, which is sealed", "another folder")
+    if args.out is not None:
+        check_writable(Path(args.out) / "parity.md")
+    check_run(args.run)
+    bundle = Bundle.open(args.bundle)
     for package in (*PACKAGES, "onnx", "onnx_ir", "onnxruntime"):
         require(package, "export")
     from kcdp.export.check_pictures import check_pictures, preparation
-    from kcdp.export.command import next_command
     from kcdp.export.knowledge_choice import sample_knowledge
     from kcdp.export.parity import BATCH_SIZES, Gate, run_gate
     from kcdp.export.parity_page import write_parity_page
     from kcdp.export.reference import Reference
     from kcdp.export.runners import available, check_runtime
-    from kcdp.export.running.runner import threads_or_all
     from kcdp.models.kadap import Kadap
     from kcdp.training.checkpoint import find_checkpoint, load_model
 
-    if args.out is not None and (Path(args.out) / MANIFEST).exists():
-        raise KcdpError(f"--out {args.out} is a bundle, which is sealed", "another folder")
-    if args.out is not None:
-        check_writable(Path(args.out) / "parity.md")
-    bundle = Bundle.open(args.bundle)
     manifest = bundle.manifest
     for name in args.runtime:
         check_runtime(name)
-    threads_or_all(args.threads)
     checkpoint_path = find_checkpoint(args.run)
     same = check_source(manifest, checkpoint_path, args.bundle, args.any_run)
     model, checkpoint = load_model(checkpoint_path)
@@ -86,8 +93,8 @@ def run(args: argparse.Namespace) -> int:
                         "name one with --runtime")  # fmt: skip
     report = run_gate(reference, bundle.model_path, manifest.graph, gate, runtimes=runtimes)
     if args.out is not None:
-        make_folder(Path(args.out))
-        write_parity_page(Path(args.out), report, reference, data=pictures.name)
+        with new_folder(Path(args.out)):
+            write_parity_page(Path(args.out), report, reference, data=pictures.name)
     if args.json:
         print(json.dumps({"bundle": str(bundle.path), "same_run": same, "data": pictures.name, **report.to_dict()}))
         return 0 if report.passed else 1

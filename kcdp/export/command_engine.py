@@ -52,23 +52,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build; 0 when the engine is there, 1 when its types are not what the bundle says."""
+    with interrupts_raise():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     batches = None if args.profile is None else BatchRange.parse(args.profile)
     if args.workspace is not None and not 1 <= args.workspace <= MOST_WORKSPACE:
         raise KcdpError(f"--workspace {args.workspace}", f"a number of MiB from 1 to {MOST_WORKSPACE}")
     bundle = Bundle.open(args.bundle)
     if batches is None and bundle.manifest.export.get("profile"):
-        batches = BatchRange(*bundle.manifest.export["profile"])
+        batches = BatchRange.parse(":".join(map(str, bundle.manifest.export["profile"])))
     gpu = find_gpu()
     package = open_package(args.package, gpu, tuple(args.capability))
-    capabilities = check_capabilities(args.capability, package.module) if args.capability else ()
+    precision = bundle.manifest.precision["default"]
+    capabilities = check_capabilities(args.capability, package.module, precision) if args.capability else ()
     try:
-        with interrupts_raise():
-            made = make_engine(
-                bundle, package, BuildOptions(batches, capabilities, args.workspace), cache_folder(args.cache), gpu=gpu,
-                out=None if args.out is None else Path(args.out), overwrite=args.overwrite, rebuild=args.rebuild,
-                allow_float32=args.allow_float32, say=lambda line: None if args.json else say(line),
-                progress=sys.stderr.isatty(),
-            )  # fmt: skip
+        made = make_engine(
+            bundle, package, BuildOptions(batches, capabilities, args.workspace), cache_folder(args.cache), gpu=gpu,
+            out=None if args.out is None else Path(args.out), overwrite=args.overwrite, rebuild=args.rebuild,
+            allow_float32=args.allow_float32, say=lambda line: None if args.json else say(line),
+            progress=sys.stderr.isatty(),
+        )  # fmt: skip
     except EngineTypeError as error:
         print(f"kcdp: error: {error}", file=sys.stderr)
         if args.json:

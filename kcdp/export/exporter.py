@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from kcdp.export.options import ExportOptions
 from kcdp.export.parity import Gate, run_gate
 from kcdp.export.parity_page import write_parity_page
 from kcdp.export.parity_report import ParityReport
+from kcdp.export.passes.experts import folded_weights
 from kcdp.export.passes.registry import DEAD_BRANCHES, PassOptions, PassRow, apply_passes
 from kcdp.export.precision.calibration import Feed, calibration_pictures, effort_for, leave_out
 from kcdp.export.precision.census import census, check_census
@@ -34,7 +35,7 @@ from kcdp.export.runners import usable
 from kcdp.export.targets import Batch, Target
 from kcdp.export.text_graph import export_text
 from kcdp.export.tracing import WEIGHTS, drop_dead_branches, keep_outputs, manifest_metadata, save_graph, trace
-from kcdp.files import atomic_folder, check_writable, make_folder, sha256_file
+from kcdp.files import atomic_folder, check_writable, make_folder, new_folder, room_in, sha256_file
 from kcdp.graph import tagging_graph
 from kcdp.models.kadap import Kadap
 from kcdp.preprocess import PreprocessSpec
@@ -43,6 +44,7 @@ from kcdp.tokenizer import TOKENIZER
 from kcdp.training.checkpoint import Checkpoint, find_checkpoint, load_model
 
 INSTRUMENTED = "instrumented.onnx"
+MORE_ROOM = "free some space, or choose another --out: graphs under way lie beside it"
 STEPS = 6
 
 
@@ -154,8 +156,11 @@ def export_run(
     calibration = None
     if options.measures or options.calibration is not None:  # one that is of no use here has to exist all the same
         calibration = calibration_pictures(options.calibration, checkpoint.config.data)
-    make_folder(out.parent)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent) as scratch:
+    beside = Path(os.path.realpath(out)).parent
+    with (
+        new_folder(beside), room_in(beside, MORE_ROOM, _room(model)),
+        tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".tmp", dir=beside) as scratch,
+    ):  # fmt: skip
         job = _Job(
             target, batch, options, model, checkpoint, spec, choice, Path(scratch), say, progress, calibration, digest
         )
@@ -179,6 +184,11 @@ def export_run(
             check_size(folder, target)
 
         return write_bundle(out, manifest, checked, overwrite=overwrite)
+
+
+def _room(model: Kadap) -> int:
+    """About how many bytes an export writes before it is done: two graphs at a time."""
+    return 2 * sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
 
 
 def _make(job: _Job, file: str, check_images: ImageDataset) -> tuple[Manifest, Reference, ParityReport]:
@@ -205,11 +215,12 @@ def _make(job: _Job, file: str, check_images: ImageDataset) -> tuple[Manifest, R
     exact = job.work / "exact" if rewritten else job.work
     make_folder(exact)
     save_graph(traced, exact / INSTRUMENTED)
+    folded = folded_weights(device)
     del traced, device
     job.model = None  # type: ignore[assignment]  # gigabytes, and no longer needed
     model = ir.load(exact / INSTRUMENTED)
     job.say(f"4/{STEPS} precision {job.options.precision}")
-    narrowed = _narrow(job, model, images, reference)
+    narrowed = _narrow(job, model, images, reference, folded)
     fused = _fuse(job, model)
     present = {"default", *(node.name for node in model.graph)}  # an island may have become part of a fused node
     precision = {name: dtype for name, dtype in narrowed.precision.items() if name in present}
@@ -263,13 +274,15 @@ def _rewrite(job: _Job, device: DeviceModel, images: np.ndarray) -> list[PassRow
     return rows
 
 
-def _narrow(job: _Job, model: ir.Model, images: np.ndarray, reference: Reference) -> Narrowed:
+def _narrow(
+    job: _Job, model: ir.Model, images: np.ndarray, reference: Reference, folded: Mapping[str, str]
+) -> Narrowed:
     inputs: Feed = {}
     if job.calibration is not None and job.options.measures:
         chosen = job.calibration.spread(effort_for(model).pictures)
         measured = job.spec.apply_batch([chosen.image(i) for i in range(len(chosen))])
         inputs = reference.prepare(job.inputs(leave_out(measured, images)))
-    narrowed = narrow(model, job.target, job.options.precision, inputs, job.progress)
+    narrowed = narrow(model, job.target, job.options.precision, inputs, job.progress, folded)
     for line in narrowed.lines:
         job.say(line)
     return narrowed

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
 
 from kcdp.export.precision.calibration import Feed, effort_for, feeds_of, split_feeds
-from kcdp.export.precision.layers import find_layers
+from kcdp.export.precision.layers import find_layers, name_of
 from kcdp.export.precision.ranges import measure_ranges
 from kcdp.export.precision.sensitivity import make_plan
 from kcdp.export.precision.stored_half import store_bfloat16
@@ -36,13 +38,18 @@ class Narrowed:
     stored: str = ""
 
 
-def narrow(model: ir.Model, target: Target, precision: str, inputs: Feed, progress: bool = False) -> Narrowed:
+def narrow(
+    model: ir.Model, target: Target, precision: str, inputs: Feed, progress: bool = False,
+    folded: Mapping[str, str] = MappingProxyType({}),
+) -> Narrowed:  # fmt: skip
     """Rewrite a float32 graph in place.
 
     Args:
         precision: a key of ``kcdp.export.targets.PRECISIONS``.
         inputs: calibration pictures, and knowledge where the graph takes it; none is a check picture. Empty where
             nothing is measured.
+        folded: weights that bear rounding badly because of an exact pass, and why: what is said of layers that stay in
+            float32.
     """
     if precision == "fp32":
         return Narrowed({"default": "float32"})
@@ -60,18 +67,21 @@ def narrow(model: ir.Model, target: Target, precision: str, inputs: Feed, progre
         line = f"  {len(islands)} float32 islands, {half.casts} casts"
         return Narrowed(half.precision_map(), half.to_dict(), (line,))
     calibrating, held_out = split_feeds(inputs, batch, fill=fixed is not None)
+    layers = find_layers(model.graph)
+    small = too_small(layers) if precision == "w8" else {}
+    explained = {layer.name: why for layer in layers
+                 if layer.name not in small and (why := folded.get(name_of(layer.weight)))}  # fmt: skip
     if precision == "w8":
-        left = too_small(find_layers(model.graph))
-        plan = make_plan(model, [], held_out, activations="", skip=left, effort=effort, progress=progress)
+        plan = make_plan(model, [], held_out, activations="", skip=small, effort=effort, progress=progress)
         default = "int8-weights"
     else:
         plan = make_plan(
             model, calibrating, held_out, activations=target.activations, effort=effort, progress=progress
         )  # fmt: skip
         default = "int8"
-    report = plan.apply(model)
+    report = plan.apply(model).explained(explained)
     left = {row.name: "float32" for row in report.rows if not row.quantised}
     line = f"  {report.quantised} of {len(report.rows)} layers in 8 bits, weights {report.bytes_after / 1e6:.1f} MB"
-    return Narrowed(
-        {"default": default, **left}, report.to_dict(), (line, *(f"  {note}" for note in report.notes[-1:]))
-    )
+    said = [f"  {note}" for note in report.notes[-1:]]
+    said += [f"  {row.name} stays in float32: {row.why}" for row in report.rows if row.name in explained and row.why]
+    return Narrowed({"default": default, **left}, report.to_dict(), (line, *said))

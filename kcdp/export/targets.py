@@ -57,6 +57,9 @@ class Target:
         return max(self.opset, 22) if precision == "bf16" and self.typed_bfloat16 else self.opset
 
 
+#: Pictures at once, of a graph or of an engine.
+MAX_BATCH = 4096
+
 _ORT_CPU = "ONNX Runtime 1.32 on a CPU"
 _NO_GPU = "no GPU yet"
 TARGETS: Mapping[str, Target] = MappingProxyType({
@@ -130,15 +133,18 @@ class Batch:
         """``8`` or ``1:8:32``; None leaves it free.
 
         Raises:
-            KcdpError: neither form, or a profile for a target that has none.
+            KcdpError: neither form, more than ``MAX_BATCH``, or a profile for a target that has none.
         """
         if text is None:
             return cls()
         parts = text.split(":")
         numbers = [int(part) for part in parts if part.isdecimal() and len(part) < 7]
         rising = numbers == sorted(numbers)
-        if len(numbers) != len(parts) or len(parts) not in (1, 3) or min(numbers, default=0) < 1 or not rising:
-            raise KcdpError(f"batch {text!r}", "a number from 1, or MIN:OPT:MAX such as 1:8:32")
+        counted = len(numbers) == len(parts) in (1, 3) and min(numbers) >= 1 and max(numbers) <= MAX_BATCH
+        if not counted or not rising:
+            raise KcdpError(
+                f"batch {text!r}", f"a number from 1 to {MAX_BATCH}, or three of them, MIN:OPT:MAX, such as 1:8:32"
+            )
         if len(numbers) == 1:
             return cls(fixed=numbers[0])
         if not target.profile:

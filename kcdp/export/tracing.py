@@ -15,6 +15,7 @@ from kcdp.bundle import MODEL
 from kcdp.errors import KcdpError
 from kcdp.export.device.model import DeviceModel
 from kcdp.export.precision.layers import weight_bytes
+from kcdp.export.targets import MAX_BATCH
 from kcdp.export.tidying import tidy
 
 #: The newest operator set that older TensorRT, browsers and NPUs read.
@@ -23,7 +24,6 @@ OPSET = 20
 WEIGHTS = f"{MODEL}.data"
 #: Above this many bytes of weights, they go to that file (protobuf ends at 2 GiB).
 INLINE_LIMIT = (2 << 30) - (64 << 20)
-MAX_BATCH = 4096
 
 
 def trace(model: DeviceModel, size: int, *, opset: int = OPSET, batch: int | None = None) -> ir.Model:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engine_graphs import half_bundle, quantised_graph, small_bundle, small_graph
+from engine_graphs import SIZE, half_bundle, quantised_graph, small_bundle, small_graph
 from onnx import helper
 
 from kcdp.engine_file import (
@@ -390,19 +390,75 @@ def test_command_fails_with_status_1_where_the_types_are_wrong(tmp_path, capsys)
     assert files(tmp_path / "c" / "engines") == []
 
 
+KNOWN = "SM75, SM80, SM86, SM89, SM120, SM121"
+ELSEWHERE = "for other cards, build where one is, with --package tensorrt"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--capability", "SM98"], "--capability SM98 (did you mean 'SM89'?); expected one of SM75, SM80, SM86, "),
-        (["--capability", "CURRENT"], "--capability CURRENT"),
+        (["--capability", "SM98"], f"--capability SM98 (did you mean 'SM89'?); expected one of {KNOWN}; {ELSEWHERE}"),
+        (["--capability", "SM999"], f"--capability SM999 (did you mean 'SM89'?); expected one of {KNOWN}; {ELSEWHERE}"),
+        (["--capability", "sm90"], f"--capability sm90 (did you mean 'SM89'?); expected one of {KNOWN}; {ELSEWHERE}"),
+        (["--capability", "SM70"], f"--capability SM70; expected one of {KNOWN}; SM75 are the oldest cards that it "),
+        (["--capability", "CURRENT"], f"--capability CURRENT; expected one of {KNOWN}"),
+        (["--capability", "8.9"], f"--capability 8.9 (did you mean 'SM89'?); expected one of {KNOWN}"),
         (["--profile", "8:4:1"], "--profile 8:4:1; expected MIN:OPT:MAX, whole numbers in rising order"),
         (["--profile", "1:8"], "--profile 1:8; expected MIN:OPT:MAX"),
+        (["--profile", "0:1:8"], "--profile 0:1:8; expected MIN:OPT:MAX"),
+        (["--profile", "1:8:99999999999999"], "--profile 1:8:99999999999999; expected MIN:OPT:MAX, whole numbers in "),
         (["--workspace", "0"], "--workspace 0; expected a number of MiB from 1 to 1048576"),
     ],
 )
 def test_command_refuses(tmp_path, words, message):
     bundle = small_bundle(tmp_path / "small.kcdp", small_graph())
     assert fails(lambda: command(bundle.path, "--cache", tmp_path / "c", *words)).startswith(message)
+    assert not (tmp_path / "c").exists()
+
+
+def test_cards_that_do_not_know_bfloat16_are_refused_before_the_build(tmp_path, capsys):
+    bundle = small_bundle(tmp_path / "small.kcdp", small_graph("bfloat16"), "bfloat16")
+    words = (bundle.path, "--cache", tmp_path / "c")
+    assert fails(lambda: command(*words, "--capability", "SM89", "--capability", "SM75")) == (
+        "--capability SM75 for a bundle of bfloat16, in which such cards do not compute; expected some of SM80, SM86, "
+        "SM89, SM120, SM121; or export with --precision fp16"
+    )
+    assert capsys.readouterr().out == ""
+    assert command(*words, "--capability", "SM80") == 0
+    assert command(small_bundle(tmp_path / "half.kcdp", small_graph()).path, *words[1:], "--capability", "SM75") == 0
+
+
+def test_the_builder_itself_says_it_late_and_in_its_own_words(build, tmp_path):
+    """The twin: why it is asked first."""
+    bundle = small_bundle(tmp_path / "small.kcdp", small_graph("bfloat16"), "bfloat16")
+    assert "gave up building: " in fails(lambda: build(bundle, capabilities=("SM75",)))
+
+
+def test_batches_whose_tensors_are_too_large_are_refused_before_the_build(build, tmp_path, monkeypatch):
+    bundle = small_bundle(tmp_path / "small.kcdp", small_graph(batch="batch"), batch=None)
+    largest = 2**31 - 1
+    numbers = SIZE * SIZE * 32
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("kcdp.export.engine.make.build_engine", lambda *arguments, **options: pytest.fail("built"))
+        message = fails(lambda: build(bundle, batches=BatchRange(1, 8, largest // numbers + 1), say=said.append))
+    assert message == (
+        f"the layer 'mix' makes {numbers * (largest // numbers + 1)} numbers for a batch of {largest // numbers + 1}; "
+        f"expected at most {largest} in a tensor: TensorRT's kernels count with 32 bits; give a --profile of at most "
+        f"{largest // numbers} pictures"
+    )
+    assert len(said) == 2 and files(tmp_path / "cache") == []
+    assert build(bundle, batches=BatchRange(1, 8, largest // numbers)).path.exists()
+
+
+def test_an_engine_without_its_description_is_not_left_behind(build, tmp_path, monkeypatch):
+    def full(path, data):
+        raise KcdpError("the disk is full")
+
+    monkeypatch.setattr("kcdp.engine_file.write_json", full)
+    bundle = small_bundle(tmp_path / "small.kcdp", small_graph())
+    assert fails(lambda: build(bundle, out=tmp_path / "a" / "b" / "x.engine")) == "the disk is full"
+    assert files(tmp_path) == ["small.kcdp"]
 
 
 # --- what only the package ``tensorrt`` needs, as far as its sibling can show it --------------------------------------

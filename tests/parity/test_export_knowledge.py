@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,15 @@ def told(tmp_path_factory):
     return save(config, tmp_path_factory.mktemp("told") / "run")
 
 
+def passes_the_gate_again(run: Path, bundle: Path, capsys) -> None:
+    """``check``, with the trained model told what the bundle is told."""
+    capsys.readouterr()
+    assert main(["export", "check", str(bundle), "--run", str(run), *CHECK, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    first = Bundle.open(bundle).manifest.parity["runtimes"][0]["batch_sizes"]["1"]
+    assert found["passed"] and found["runtimes"][0]["batch_sizes"]["1"]["logits"] == first["logits"]
+
+
 def test_captions_on_the_device(told, tmp_path, capsys):
     """From a caption to logits without PyTorch, as the trained model answers with that caption."""
     out = tmp_path / "model.kcdp"
@@ -144,6 +154,7 @@ def test_captions_on_the_device(told, tmp_path, capsys):
     assert bundle.manifest.needs == ("onnx", "knowledge-input") and bundle.manifest.parity["text"]["texts"] > 1
     assert main(["export", "info", str(out)]) == 0
     assert "knowledge float32 [batch, 48, 32]" in capsys.readouterr().out
+    passes_the_gate_again(told, out, capsys)
 
     model, checkpoint = load_model(told)
     pictures = open_dataset("synthetic:stickers?n=3&size=48")
@@ -170,13 +181,14 @@ def test_captions_on_the_device(told, tmp_path, capsys):
     np.testing.assert_allclose(scores, softmax(want), atol=1e-5)
 
 
-def test_one_text_for_all_pictures(told, tmp_path):
+def test_one_text_for_all_pictures(told, tmp_path, capsys):
     out = tmp_path / "model.kcdp"
     arguments = ["--knowledge", "constant", "--text", "a sticker", *CHECK]
     assert main(["export", str(told), "--out", str(out), *arguments]) == 0
     manifest = Bundle.open(out).manifest
     assert manifest.knowledge == {"mode": "constant"} and manifest.parity["passed"]
     assert [tensor.name for tensor in manifest.graph.inputs] == ["images"]
+    passes_the_gate_again(told, out, capsys)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 
+import kcdp.export.running.sessions
 from kcdp.bundle import Bundle
 from kcdp.cli import main
 from kcdp.errors import KcdpError
@@ -16,11 +24,20 @@ from kcdp.export.options import ExportOptions
 PHOTOS = "synthetic:photos?n=60&size=48&seed=9"
 CHECK = ("--check-images", PHOTOS)
 CALIBRATION = ("--calibration", "synthetic:photos?n=50&size=48&seed=3")
+FEW = ("--check-images", "synthetic:photos?n=6&size=48&seed=9", "--calibration", "synthetic:photos?n=8&size=48&seed=3")
 
 
 @pytest.fixture(scope="module")
 def run(steady):
     return steady
+
+
+@pytest.fixture(scope="module")
+def checked(run, tmp_path_factory):
+    """The run, and a bundle of it."""
+    out = tmp_path_factory.mktemp("exported") / "m.kcdp"
+    assert main(["export", str(run), "--out", str(out), *FEW]) == 0
+    return run, out
 
 
 @pytest.mark.parametrize(("precision", "batch"), [pytest.param("int8", "1", marks=pytest.mark.slow), ("fp16", "5")])
@@ -61,6 +78,133 @@ def test_wishes_that_make_no_sense_are_told_at_once(run, tmp_path, monkeypatch, 
     with pytest.raises(KcdpError, match=r"no runtime here computes in bfloat16.*kcdp\[openvino\]"):
         ExportOptions("cpu", "bf16").resolve()
     ExportOptions("tensorrt", "bf16").resolve()
+
+
+@pytest.fixture
+def temporary(tmp_path, tmp_path_factory, monkeypatch):
+    """The folder for temporary files, to be looked into; without torch's own cache, which is no temporary file."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("torchinductor")))
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+def everything(folder: Path) -> list[str]:
+    """What lies in a folder and below, hidden files included."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def start(*arguments):
+    """``python -m kcdp.export``, in a session of its own."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "kcdp.export", *map(str, arguments)], env=environment, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def left_of(session: int) -> list[str]:
+    """Command lines of processes of a session."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == session:
+                found.append(" ".join(process.cmdline()))
+        except (ProcessLookupError, psutil.Error):
+            continue
+    return found
+
+
+@pytest.mark.usefixtures("interrupts_are_heard")
+@pytest.mark.parametrize(
+    ("number", "step", "options"),
+    [
+        (signal.SIGINT, "3/6", ()), (signal.SIGTERM, "5/6", ()),
+        pytest.param(signal.SIGTERM, "4/6", ("--precision", "int8"), marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupt_leaves_nothing_behind(run, tmp_path, temporary, number, step, options):
+    out = tmp_path / "new" / "deeper" / "m.kcdp"
+    with start(run, "--out", out, *(FEW if step == "3/6" else CHECK), *CALIBRATION, *options) as process:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith(step):
+                break
+        assert said[-1].startswith(step), said
+        assert [path.name[:8] for path in out.parent.iterdir()] == [".m.kcdp."]
+        time.sleep(0.3)  # not at the line's end: in the middle of the work
+        assert process.poll() is None
+        process.send_signal(number)
+        rest, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "kcdp: interrupted\n")
+    assert "6/6" not in rest
+    assert everything(temporary) == [] and not (tmp_path / "new").exists() and left_of(process.pid) == []
+
+
+@pytest.mark.usefixtures("interrupts_are_heard")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_check_leaves_nothing_behind(checked, tmp_path, temporary, number, capsys):
+    """Inside the gate, where a session has a folder of its own."""
+    run_folder, bundle = checked
+    opened = kcdp.export.running.sessions.Session._open
+
+    def interrupted(session):
+        found = opened(session)
+        assert everything(temporary)
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kcdp.export.running.sessions.Session, "_open", interrupted)
+        out = tmp_path / "new" / "page"
+        assert main(["export", "check", str(bundle), "--run", str(run_folder), *FEW[:2], "--out", str(out)]) == 130
+    assert capsys.readouterr().err == "kcdp: interrupted\n"
+    assert everything(temporary) == [] and not (tmp_path / "new").exists()
+
+
+def test_folders_that_were_made_for_a_failed_export_go_again(run, tmp_path, monkeypatch, capsys):
+    def refused(*arguments, **options):
+        (scratch,) = (tmp_path / "a" / "b").iterdir()
+        (scratch / "model.onnx").write_bytes(b"half a graph")
+        raise KcdpError("the gate cannot be opened")
+
+    monkeypatch.setattr(exporter, "_make", refused)
+    (tmp_path / "there").mkdir()
+    for out in (tmp_path / "a" / "b" / "m.kcdp", tmp_path / "there" / ".." / "a" / "b" / "m.kcdp"):
+        assert main(["export", str(run), "--out", str(out), *CHECK]) == 2
+        assert capsys.readouterr().err == "kcdp: error: the gate cannot be opened\n"
+        assert everything(tmp_path) == ["there"]
+
+
+def test_a_full_disk(run, tmp_path, temporary, monkeypatch, capsys):
+    """Beside the bundle, and where a copy of the graph is rewritten for the gate."""
+    write, save = os.strerror(errno.ENOSPC), kcdp.export.running.sessions.ir.save
+
+    def full(where):
+        def saving(model, path, *arguments, **options):
+            if Path(path).is_relative_to(where):
+                raise OSError(errno.ENOSPC, write)
+            return save(model, path, *arguments, **options)
+
+        return saving
+
+    arguments = ["export", str(run), *FEW, "--precision", "fp16"]
+    for where, advice in (
+        (tmp_path / "a", "choose another --out: graphs under way lie beside it"),
+        (temporary, "set TMPDIR to a folder that has it"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr("onnx_ir.save", full(where))
+            assert main([*arguments, "--out", str(tmp_path / "a" / "m.kcdp")]) == 2
+        assert re.fullmatch(
+            rf"kcdp: error: writing to {where} failed \(No space left on device, \d+ MB are free\); expected room for "
+            rf"about \d MB; free some space, or {advice}\n", capsys.readouterr().err,
+        )  # fmt: skip
+        assert everything(tmp_path) == ["temporary"]
 
 
 def test_a_page_is_not_written_into_a_bundle(run, tmp_path, capsys):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import sys
 import types
 
@@ -86,6 +89,48 @@ def test_a_file_that_is_no_graph(tmp_path, name):
         open_runner(name, tmp_path / "model.onnx")
     with pytest.raises(KcdpError, match="threads is 0; expected a whole number from 1"):
         open_runner(name, write_graph(tmp_path / "model.onnx"), threads=0)
+
+
+def no_room(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("place", ["onnx_ir.save", "tempfile.mkdtemp"])
+def test_a_full_folder_for_temporary_files_is_no_fault_of_the_graph(tmp_path, monkeypatch, place):
+    """A copy of the graph is rewritten there."""
+    path = write_graph(tmp_path / "model.onnx", dtype="float16")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setattr(place, no_room)
+    with pytest.raises(KcdpError) as caught:
+        open_runner("rounding", path, "float16")
+    room = "expected room for about 1 MB; " if place == "onnx_ir.save" else ""
+    assert not isinstance(caught.value, DoesNotRun)
+    assert re.fullmatch(
+        rf"writing to {temporary} failed \(No space left on device, \d+ MB are free\); {room}free some space, or set "
+        "TMPDIR to a folder that has it", str(caught.value),
+    )  # fmt: skip
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(("name", "room", "message"), [
+    ("rounding", 64, r"writing to .* failed \(.*\); expected room for about 1 MB; free some space, or set TMPDIR"),
+    ("onnxruntime", 64, "what ONNX Runtime wrote to .* of its run is cut off; expected room for it; free some"),
+])  # fmt: skip
+def test_a_limit_that_the_system_really_has(tmp_path, monkeypatch, name, room, message):
+    resource = pytest.importorskip("resource", reason="limits of a process are a matter of Unix")
+    path = write_graph(tmp_path / "model.onnx", dtype="float16")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(KcdpError, match=message) as caught, open_runner(name, path, "float16") as runner:
+            runner.run(FEED)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not isinstance(caught.value, DoesNotRun)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
 class TestOpenVino:

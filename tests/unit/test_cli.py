@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -78,6 +79,55 @@ def test_a_mistyped_part_of_a_command_names_what_is_near(capsys):
     assert "kcdp export inof (did you mean 'info'?); expected a run that is there" in capsys.readouterr().err
 
 
+#: What makes no sense -> how its one line begins.
+NONSENSE = {
+    "export RUN --out x.kcdp --size 0": "--size 0; expected a number of pixels from 8 to 4096",
+    "export RUN --out x.kcdp --size -32": "--size -32; expected a number of pixels from 8 to 4096",
+    "export RUN --out x.kcdp --size many": "argument --size: invalid int value: 'many'",
+    "export RUN --out x.kcdp --batch 0": "batch '0'; expected a number from 1 to 4096, or three of them",
+    "export RUN --out x.kcdp --batch -1": "batch '-1'; expected a number from 1 to 4096, or three of them",
+    "export RUN --out x.kcdp --batch 1:8:9999": "batch '1:8:9999'; expected a number from 1 to 4096",
+    "export RUN --out x.kcdp --batch 1:8:32": "batch '1:8:32' for the target portable; expected one number",
+    "export RUN --out x.kcdp --precision fp61": "precision 'fp61' (did you mean 'fp16'?); expected one of fp32,",
+    "export RUN --out x.kcdp --skip-pass lroa": "no pass is called 'lroa' (did you mean 'lora'?)",
+    "export RUN --threads 0 --out x.kcdp": "unrecognized arguments: --threads 0",
+    "export check x.kcdp --run RUN --threads 0": "threads is 0; expected a whole number from 1",
+    "export check x.kcdp --run RUN --threads -2": "threads is -2; expected a whole number from 1",
+    "export check x.kcdp --run RUN --threads 1.5": "argument --threads: invalid int value: '1.5'",
+    "export check x.kcdp --run RUN": "x.kcdp is not there; expected a bundle folder",
+    "export check RUN --run x": "x is not there; expected a run folder",
+    "export engine x.kcdp --workspace 0": "--workspace 0; expected a number of MiB from 1 to 1048576",
+    "export engine x.kcdp --profile 1:8:99999999999999": "--profile 1:8:99999999999999; expected MIN:OPT:MAX",
+    "tag RUN --model x.kcdp --threads 0": "threads is 0; expected a whole number from 1",
+    "tag RUN --model x.kcdp --threads none": "argument --threads: invalid int value: 'none'",
+}
+
+#: Runs all of ``NONSENSE`` in one process, then says what was loaded.
+RUN_NONSENSE = """
+import contextlib, io, json, sys
+from kcdp.cli import main
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            status = main(words.split())
+        except SystemExit as stopped:
+            status = stopped.code
+    print(json.dumps([words, status, said.getvalue()]))
+print(json.dumps([name for name in ("torch", "onnx", "onnxruntime", "tensorrt_rtx") if name in sys.modules]))
+"""
+
+
+def test_what_makes_no_sense_is_told_in_one_line_and_before_anything_is_loaded(tmp_path):
+    (tmp_path / "RUN").mkdir()
+    command = [sys.executable, "-c", RUN_NONSENSE, json.dumps(list(NONSENSE))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    *answers, loaded = map(json.loads, done.stdout.splitlines())
+    assert len(answers) == len(NONSENSE) and loaded == []
+    for words, status, said in answers:
+        assert status == 2 and said.count("\n") == 1 and f"error: {NONSENSE[words]}" in said, (words, said)
+    assert os.listdir(tmp_path) == ["RUN"]
+
+
 def test_the_table_is_whole():
     assert set(COMMANDS) >= {"data", "train", "evaluate", "export", "tag"}
     for name, (module, help_text) in COMMANDS.items():
@@ -107,7 +157,9 @@ def test_a_command_gets_its_arguments_and_gives_its_status(command):
 def test_wrong_arguments_are_the_commands_own_mistake(command, capsys):
     command(lambda args: 0)
     assert stops("probe", "--number", "many") == 2
-    assert "kcdp probe: error: argument --number: invalid int value: 'many'" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "kcdp probe: error: argument --number: invalid int value: 'many'; see: kcdp probe --help\n"
+    )
 
 
 def test_a_mistake_is_one_line_and_status_2(command, capsys):

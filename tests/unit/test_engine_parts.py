@@ -136,6 +136,21 @@ def test_the_package_tensorrt_refuses(installed):
         assert message == f"tensorrt {version} is installed; expected major version 10 or 11"
 
 
+@pytest.mark.parametrize(
+    ("version", "capability", "oldest"),
+    [("11.4.0.106", (7, 0), "SM75"), ("10.5.0", (7, 2), "SM75"), ("10.4.0", (6, 1), "SM70"), ("10", (6, 1), "SM75")],
+)
+def test_cards_that_are_too_old_for_the_package_tensorrt(installed, version, capability, oldest):
+    installed(tensorrt=version)
+    card = Gpu("Old", capability)
+    assert fails(lambda: open_package("tensorrt", card)) == (
+        f"Old is {card.architecture}; expected {oldest} or newer, which tensorrt {version} builds for; build on "
+        "another machine"
+    )
+    major, minor = int(oldest[2]), int(oldest[3])
+    assert open_package("tensorrt", Gpu("Younger", (major, minor))).version == version
+
+
 def test_a_package_whose_libraries_are_missing(monkeypatch):
     def broken(name, extra):
         raise ImportError("libnvinfer.so.11: cannot open shared object file\nmore")
@@ -269,8 +284,11 @@ def test_types_of_quantised_kernels():
 
 def test_batches():
     assert BatchRange.parse("1:8:16") == BatchRange(1, 8, 16) and BatchRange.parse(" 2:2:2 ").best == 2
-    for text in ("?", "8", "1:8", "0:1:2", "4:2:8", "1:8:4", "a:b:c", "1:2:3:4", "-1:2:3"):
-        assert fails(lambda text=text: BatchRange.parse(text)).startswith(f"--profile {text}; expected MIN:OPT:MAX")
+    absurd = ("1:8:4097", f"1:8:{2**31}", "1:8:99999999999999", f"1:8:{'9' * 5000}")
+    for text in ("?", "8", "1:8", "0:1:2", "0:0:0", "4:2:8", "1:8:4", "a:b:c", "1:2:3:4", "-1:2:3", "1:2:3.5", *absurd):
+        assert fails(lambda text=text: BatchRange.parse(text)) == (
+            f"--profile {text}; expected MIN:OPT:MAX, whole numbers in rising order, from 1 to 4096; for example 1:8:16"
+        )
     assert check_batches({"images": (1, 8, 8, 3)}, None) == {}
     free = {"images": (-1, 8, 8, 3), "knowledge": (-1, 4, 16)}
     assert check_batches({**free, "other": (3,)}, BatchRange(1, 2, 3)) == free

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import kcdp.files
@@ -18,7 +21,9 @@ from kcdp.files import (
     atomic_folder,
     check_writable,
     make_folder,
+    new_folder,
     read_json,
+    room_in,
     sha256_file,
     write_json,
 )
@@ -245,8 +250,13 @@ def test_a_folder_that_appeared_meanwhile_is_not_replaced(tmp_path):
 def test_whether_a_place_can_be_written_is_known_before(tmp_path):
     check_writable(tmp_path / "new" / "deeper")
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(KcdpError, match=r"writing /proc/x failed \("):
+    with pytest.raises(KcdpError, match=r"writing /proc/x failed \(.*\); choose another place$"):
         check_writable(Path("/proc/x"))
+    for letters in (300, 245):  # with what a temporary name has more
+        assert "failed (File name too long); choose another place" in fails(
+            lambda letters=letters: check_writable(tmp_path / "new" / ("n" * letters))
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("marker", ["other", ("marker", "other"), ()])
@@ -260,6 +270,15 @@ def test_a_folder_that_something_else_made_is_never_replaced(tmp_path, marker):
         "are never overwritten"
     )
     assert (path / "marker").read_text() == "precious"
+
+
+def test_a_link_in_a_circle_is_told_before_anything_is_written(tmp_path):
+    (tmp_path / "circle").symlink_to("circle")
+    message = fails(lambda: put_folder(tmp_path / "circle", "new"))
+    assert message == (
+        f"{tmp_path / 'circle'} is a link that leads in a circle; expected a new name; choose another --out"
+    )
+    assert names(tmp_path) == ["circle"]
 
 
 def test_a_file_in_the_way_of_a_folder_is_never_replaced(tmp_path):
@@ -291,6 +310,66 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path):
     link.symlink_to(tmp_path / "real")
     put_folder(link, "new", overwrite=True, marker="marker")
     assert link.is_symlink() and (tmp_path / "real" / "marker").read_text() == "new"
+
+
+# --- what was made on the way, and full disks -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [Boom, KeyboardInterrupt])
+@pytest.mark.parametrize("write", [atomic_file, atomic_folder])
+def test_folders_that_were_made_for_a_failure_go_again(tmp_path, write, error):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(error), write(tmp_path / "there" / "a" / "b" / "c"):
+        assert (tmp_path / "there" / "a" / "b").is_dir()
+        raise error
+    assert names(tmp_path) == ["there"] and names(tmp_path / "there") == []
+
+
+def test_folders_that_hold_something_else_by_then_stay(tmp_path):
+    with pytest.raises(Boom), new_folder(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "mine").write_text("precious")
+        raise Boom
+    assert names(tmp_path / "a") == ["mine"]
+    with pytest.raises(Boom), new_folder(tmp_path / "a"):
+        (tmp_path / "a" / "mine").unlink()
+        raise Boom
+    assert names(tmp_path) == ["a"], "it was there before"
+    with pytest.raises(Boom), new_folder(tmp_path / "x" / ".." / "c"):
+        assert names(tmp_path) == ["a", "c"]
+        raise Boom
+    assert names(tmp_path) == ["a"]
+    with pytest.raises(KcdpError, match="cannot make the folder"), new_folder(tmp_path / "d" / ("n" * 300)):
+        pytest.fail("made")
+    assert names(tmp_path) == ["a"], "made by halves"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_told_in_one_line(tmp_path, number):
+    def write(needed):
+        with room_in(tmp_path, "set TMPDIR", needed):
+            raise OSError(number, os.strerror(number))
+
+    free = "" if number == errno.EFBIG else r", \d+ MB are free"
+    start = rf"^writing to {tmp_path} failed \({os.strerror(number)}{free}\); "
+    assert re.match(rf"{start}expected room for about 5 MB; set TMPDIR$", fails(lambda: write(5_000_000)))
+    assert re.match(rf"{start}set TMPDIR$", fails(lambda: write(0)))
+
+
+def test_what_is_no_full_disk_stays_what_it_is(tmp_path):
+    for error in (PermissionError(13, "Permission denied"), OSError("something else"), ValueError("no number")):
+        with pytest.raises(type(error)) as caught, room_in(tmp_path, "set TMPDIR"):
+            raise error
+        assert caught.value is error
+
+
+def test_numpy_on_a_full_disk(tmp_path):
+    """It gives no number of an error."""
+
+    def write():
+        with room_in(tmp_path, "set TMPDIR"), open("/dev/full", "wb", buffering=0) as full:
+            np.zeros(1 << 20, np.uint8).tofile(full)
+
+    assert fails(write).startswith(f"writing to {tmp_path} failed (No space left on device, ")
 
 
 # --- JSON and hashes --------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from kcdp.export.device.model import DeviceModel, PlainExperts, PlainHead, Refer
 from kcdp.export.device.unet import ResNet
 from kcdp.export.passes.context import ConstantKeysValues, HiddenKnowledge
 from kcdp.export.passes.counting import count
+from kcdp.export.passes.experts import FOLDED, folded_weights
 from kcdp.export.passes.norms import ChannelNorm
 from kcdp.export.passes.pooling import pooled_kernel, region_matrix
 from kcdp.export.passes.registry import NAMES, PASSES, PassOptions, apply_passes
@@ -170,6 +171,8 @@ def test_what_each_pass_takes_away():
     assert not modules(device, PlainHead) and now.gflops < before.gflops
     device, before, now = after("constant", "experts")
     assert not modules(device, PlainExperts) and isinstance(device.norm, nn.Identity)
+    assert folded_weights(device) == {"moe.first.weight": FOLDED} and "moe.first.weight" in device.state_dict()
+    assert folded_weights(after("constant", "attention")[0]) == {}
 
 
 def test_one_text_for_all_pictures_is_folded():

@@ -12,6 +12,7 @@ from kcdp.config import load_config
 from kcdp.data.registry import open_dataset, open_datasets
 from kcdp.errors import KcdpError
 from kcdp.export.device.model import DeviceModel
+from kcdp.export.narrowing import narrow
 from kcdp.export.passes.registry import PassOptions, apply_passes
 from kcdp.export.precision import sensitivity
 from kcdp.export.precision.calibration import (
@@ -30,6 +31,7 @@ from kcdp.export.precision.quantize import ACTIVATIONS, quantize
 from kcdp.export.precision.sensitivity import Bench, Setting, make_plan
 from kcdp.export.precision.simulation import compare_layers
 from kcdp.export.precision.weight_only import too_small
+from kcdp.export.targets import TARGETS
 from kcdp.export.tracing import keep_outputs, trace
 from kcdp.models.build import build_model
 from kcdp.settings import DataConfig
@@ -97,6 +99,21 @@ def test_the_plan_is_applied_as_it_was_measured():
     assert "| `second` | Gemm | 1024 |" in report.table().splitlines()[2], "the worst comes first"
     (row,) = (row for row in report.to_dict()["rows"] if not row["quantised"])
     assert row["name"] == "second" and row["snr_db"] < 10
+
+
+@pytest.mark.parametrize("precision", ["int8", "w8"])
+def test_what_a_pass_did_to_a_layer_is_told_where_it_stays_in_float32(monkeypatch, precision):
+    monkeypatch.setattr(sensitivity, "FLOAT_SHARE", 0.4)
+    folded = {"w2": "a norm is part of it", "w9": "another", "w5": "a third"}
+    narrowed = narrow(chain(3000.0), TARGETS["portable"], precision, {"x": array(64, 16, scale=1.0)}, folded=folded)
+    reasons = {row["name"]: row["why"] for row in narrowed.report["rows"] if not row["quantised"]}
+    assert reasons["second"].endswith(" (a norm is part of it)") and " dB" in reasons["second"]
+    assert f"  second stays in float32: {reasons['second']}" in narrowed.lines
+    small = {name for name, why in reasons.items() if why == "fewer than 1024 weights"}
+    assert small == ({"first", "last"} if precision == "w8" else set()), "which is no matter of rounding"
+    assert sum("stays in float32" in line for line in narrowed.lines) == sum("(" in why for why in reasons.values())
+    plain = narrow(chain(3000.0), TARGETS["portable"], precision, {"x": array(64, 16, scale=1.0)})
+    assert plain.precision == narrowed.precision and len(plain.lines) == 2
 
 
 def test_weights_alone_are_planned_too(monkeypatch):

@@ -59,8 +59,8 @@ def test_batches():
     assert Batch.parse(None, portable) == Batch()
     assert Batch.parse("8", portable) == Batch(fixed=8)
     assert Batch.parse("1:8:32", engine) == Batch(profile=(1, 8, 32))
-    for text in ("0", "-1", "1.5", "", "8:1:32", "1:2", "1:2:3:4", "a", "1:b:3"):
-        with pytest.raises(KcdpError, match="expected a number from 1, or MIN:OPT:MAX such as 1:8:32"):
+    for text in ("0", "-1", "1.5", "", "8:1:32", "1:2", "1:2:3:4", "a", "1:b:3", "4097", "1:8:4097", "9" * 5000):
+        with pytest.raises(KcdpError, match="expected a number from 1 to 4096, or three of them, MIN:OPT:MAX, such as"):
             Batch.parse(text, engine)
     with pytest.raises(KcdpError, match="MIN:OPT:MAX is for tensorrt"):
         Batch.parse("1:8:32", portable)

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from kcdp.errors import KcdpError
 from kcdp.export.engine.network import ParsedNetwork
 from kcdp.export.engine.package import Native
+from kcdp.export.targets import MAX_BATCH
 
-#: Pictures at once.
-MOST = 4096
-_TEXT = re.compile(r"(\d+):(\d+):(\d+)")
+_TEXT = re.compile(r"(\d{1,9}):(\d{1,9}):(\d{1,9})")
+#: Numbers in one tensor: kernels count with 32 bits. From "Volume limits" of
+#: https://docs.nvidia.com/deeplearning/tensorrt/operators/docs/Convolution.html; past them ``tensorrt-rtx`` 1.7 builds
+#: without a word, and its report of memory is nonsense.
+LARGEST_TENSOR = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,11 @@ class BatchRange:
         """``1:8:16``. Raises KcdpError for anything else."""
         match = _TEXT.fullmatch(text.strip())
         values = tuple(map(int, match.groups())) if match else ()
-        if not values or not 1 <= values[0] <= values[1] <= values[2] <= MOST:
+        if not values or not 1 <= values[0] <= values[1] <= values[2] <= MAX_BATCH:
             raise KcdpError(
-                f"--profile {text}", f"MIN:OPT:MAX, whole numbers in rising order, at most {MOST}", "for example 1:8:16"
-            )
+                f"--profile {text}", f"MIN:OPT:MAX, whole numbers in rising order, from 1 to {MAX_BATCH}",
+                "for example 1:8:16",
+            )  # fmt: skip
         return cls(*values)
 
     def as_tuple(self) -> tuple[int, int, int]:
@@ -64,6 +68,22 @@ def check_batches(shapes: Mapping[str, tuple[int, ...]], batches: BatchRange | N
         fixed = next(iter(shapes.values()))[0]
         raise KcdpError(f"the graph's batch is fixed ({fixed})", "no --profile", "or export with --batch MIN:OPT:MAX")
     return free
+
+
+def check_volume(parsed: ParsedNetwork, batches: BatchRange | None) -> None:
+    """Raises KcdpError where a tensor of the largest batch has more than ``LARGEST_TENSOR`` numbers."""
+    name, numbers = parsed.largest_tensor()
+    largest = 1 if batches is None else batches.largest
+    if numbers * largest <= LARGEST_TENSOR:
+        return
+    fits = LARGEST_TENSOR // numbers
+    of_batch = "" if batches is None else f" for a batch of {largest}"
+    raise KcdpError(
+        f"the layer {name!r} makes {numbers * largest} numbers{of_batch}",
+        f"at most {LARGEST_TENSOR} in a tensor: TensorRT's kernels count with 32 bits",
+        f"give a --profile of at most {fits} pictures" if batches is not None and fits else
+        "export it for fewer or smaller pictures",
+    )  # fmt: skip
 
 
 def add_profile(parsed: ParsedNetwork, config: Native, batches: BatchRange | None) -> None:

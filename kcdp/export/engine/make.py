@@ -11,6 +11,7 @@ from kcdp import __version__
 from kcdp.bundle import Bundle
 from kcdp.engine_file import EngineDescription, EngineKey, model_digest, system_name, write_engine
 from kcdp.errors import KcdpError
+from kcdp.export.engine.batches import check_batches, check_volume
 from kcdp.export.engine.builder import BuildOptions, BuiltEngine, build_engine
 from kcdp.export.engine.layer_report import count_kernels
 from kcdp.export.engine.network import Layer, count_layers, parse_graph
@@ -82,6 +83,8 @@ def make_engine(
     layers, promise = parsed.layers(), Promise.of(bundle.manifest.precision)
     say(f"2/4 {len(layers)} layers; matrix products and convolutions: {_counts(products_by_type(layers))}")
     check_network(layers, promise)
+    check_batches(parsed.input_shapes(), options.batches)
+    check_volume(parsed, options.batches)
     say(f"3/4 build for {target_text(key)}")
     timings = timing_path(folder, package, gpu) if package.name == CLASSIC and gpu is not None else None
     built = build_engine(parsed, options, timings, progress=progress)

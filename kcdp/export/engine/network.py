@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -58,6 +59,19 @@ class ParsedNetwork:
         network = self.network
         inputs = [network.get_input(i) for i in range(network.num_inputs)]
         return {tensor.name: tuple(tensor.shape) for tensor in inputs}
+
+    def largest_tensor(self) -> tuple[str, int]:
+        """The layer of the largest output, and how many numbers that has: for a picture, where the batch is free."""
+        network = self.network
+        found = ("", 0)
+        for i in range(network.num_layers):
+            layer: Native = network.get_layer(i)
+            for j in range(layer.num_outputs):
+                shape = tuple(layer.get_output(j).shape)
+                numbers = math.prod(n for n in shape if n >= 0)
+                if numbers > found[1]:
+                    found = (str(layer.name), numbers)
+        return found
 
     def layers(self) -> list[Layer]:
         """All layers in order."""

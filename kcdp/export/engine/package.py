@@ -14,6 +14,9 @@ Native: TypeAlias = Any
 
 CLASSIC, RTX = "tensorrt", "tensorrt-rtx"
 AUTO = "auto"
+#: (first version, oldest compute capability) of the package ``tensorrt``, newest first. From NVIDIA's release notes:
+#: https://docs.nvidia.com/deeplearning/tensorrt/latest/getting-started/release-notes-10/10.5.0.html
+_OLDEST_CARDS = (((10, 5), (7, 5)), ((10, 0), (7, 0)))
 #: Major versions of the package ``tensorrt`` whose interface this code was written for.
 CLASSIC_MAJORS = (10, 11)
 
@@ -104,3 +107,10 @@ def _check_classic(package: Package, gpu: Gpu | None, capabilities: tuple[str, .
             f"no NVIDIA GPU was found, and the package {CLASSIC!r} builds for the GPU of the machine it runs on",
             fix=f"build where the engine is to run, or choose --package {RTX}",
         )
+    numbers = tuple(int(part) for part in package.version.split(".")[:2] if part.isdecimal())
+    oldest = next(capability for first, capability in _OLDEST_CARDS if numbers >= first[: len(numbers)])
+    if gpu.capability < oldest:
+        raise KcdpError(
+            f"{gpu.name} is {gpu.architecture}", f"SM{oldest[0]}{oldest[1]} or newer, which {package.label} builds for",
+            "build on another machine",
+        )  # fmt: skip

@@ -10,6 +10,10 @@ from kcdp.export.device.sharing import linear, parameter
 from kcdp.models.collective import BatchNorm
 from kcdp.models.moe import MixtureOfExperts
 
+#: What becomes of the first layer where it is rounded: an error in a weight is multiplied by the mean of what it gets,
+#: too, while the bias takes off the mean as it was.
+FOLDED = "the norm before it is part of its weights, which bear rounding the worse; --skip-pass experts leaves it apart"
+
 
 class GatheredExperts(nn.Module):
     """Gate and first layers in one product, all answers, of which the top ones are gathered and weighed.
@@ -17,12 +21,16 @@ class GatheredExperts(nn.Module):
     Args:
         moe: the trained mixture.
         scale, shift: [features] each, of the norm before it, to be folded; None: no norm.
+
+    Attributes:
+        folded: there was one.
     """
 
     def __init__(self, moe: MixtureOfExperts, scale: torch.Tensor | None, shift: torch.Tensor | None) -> None:
         super().__init__()
         weight = torch.cat([moe.gate.weight, moe.hidden.weight])
         bias = torch.cat([moe.gate.bias, moe.hidden.bias])
+        self.folded = scale is not None
         if scale is not None and shift is not None:
             weight, bias = weight * scale, bias + weight @ shift
         self.first = linear(weight, bias)
@@ -40,6 +48,15 @@ class GatheredExperts(nn.Module):
         answers = (hidden @ self.answer_weight + self.answer_bias).squeeze(2)  # [N, experts, 6]
         mine = answers.gather(1, chosen.unsqueeze(2).expand(-1, -1, answers.shape[2]))
         return (gates.unsqueeze(1) @ mine).squeeze(1)
+
+
+def folded_weights(model: DeviceModel) -> dict[str, str]:
+    """Name of a weight that a norm is part of -> what that means where it is rounded."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, GatheredExperts) and module.folded:
+            found[f"{name}.first.weight"] = FOLDED
+    return found
 
 
 def gather_experts(model: DeviceModel) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -133,6 +133,12 @@ class QuantReport:
             "bytes_before": self.bytes_before, "bytes_after": self.bytes_after, "notes": list(self.notes),
             "rows": rows,
         }  # fmt: skip
+
+    def explained(self, reasons: Mapping[str, str]) -> QuantReport:
+        """With more said, by layer name, of why layers were left out."""
+        rows = [replace(row, why=f"{row.why} ({reasons[row.name]})") if row.why and row.name in reasons else row
+                for row in self.rows]  # fmt: skip
+        return replace(self, rows=tuple(rows))
 
     def summary(self) -> str:
         """One line."""

@@ -12,6 +12,9 @@ import numpy as np
 
 from kcdp.errors import KcdpError
 
+#: Runtimes start as many as they are told to, until the system ends the process.
+MOST_THREADS = 1024
+
 #: Numbers of one batch by name.
 Feed = Mapping[str, np.ndarray]
 
@@ -202,12 +205,12 @@ def threads_or_all(threads: int | None) -> int:
     """The number given, or as many as this process may use.
 
     Raises:
-        KcdpError: not a whole number from 1.
+        KcdpError: not a whole number from 1 to ``MOST_THREADS``.
     """
     if threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-        raise KcdpError(f"threads is {threads!r}", "a whole number from 1, or None for all cores")
+    if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MOST_THREADS:
+        raise KcdpError(f"threads is {threads!r}", f"a whole number from 1 to {MOST_THREADS}, or None for all cores")
     return threads
 
 

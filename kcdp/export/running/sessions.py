@@ -13,10 +13,13 @@ import onnx_ir as ir
 
 from kcdp.errors import KcdpError, require
 from kcdp.export.fusions.unfusing import expand_for_cpu
+from kcdp.export.precision.layers import weight_bytes
 from kcdp.export.running.rounding import WEIGHTS, round_in_float32
 from kcdp.export.running.runner import DoesNotRun, Executed, Feed, Port, Runner, executed, first_line, threads_or_all
+from kcdp.files import room_in
 from kcdp.graph import PRODUCTS, SESSION_ENTRIES
 
+MORE_ROOM = "free some space, or set TMPDIR to a folder that has it"
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 #: ONNX Runtime's names of types -> numpy's.
 _DTYPES = {"float": "float32", "double": "float64", "string": "str"}
@@ -45,7 +48,8 @@ class Session(Runner):
         self.path, self.precision, self.threads = Path(path), precision, threads_or_all(threads)
         self._library = require("onnxruntime", "runtime")
         self._executed: Executed | None = None
-        self._traces = tempfile.TemporaryDirectory(prefix="kcdp-")
+        with room_in(Path(tempfile.gettempdir()), MORE_ROOM):
+            self._traces = tempfile.TemporaryDirectory(prefix="kcdp-")
         try:
             self._session: Any = self._open()
             taken = self._session.get_providers()
@@ -140,7 +144,8 @@ class UnfusedSession(Session):
         target = Path(self._traces.name) / "rewritten.onnx"
         model = ir.load(self.path)  # what goes wrong here, _open reports
         self._rewrite(model)
-        ir.save(model, target, external_data=WEIGHTS)
+        with room_in(target.parent.parent, MORE_ROOM, weight_bytes(model.graph)):
+            ir.save(model, target, external_data=WEIGHTS)
         return target
 
     def _rewrite(self, model: ir.Model) -> None:
@@ -182,9 +187,18 @@ def _port(value: Any) -> Port:
 
 
 def _read_trace(path: Path, provider: str) -> Executed:
-    """One row for each node of the first run, from the events that ONNX Runtime writes."""
+    """One row for each node of the first run, from the events that ONNX Runtime writes.
+
+    Raises:
+        KcdpError: they are not whole; ONNX Runtime says nothing where the disk is full.
+    """
+    try:
+        events = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        received = f"what ONNX Runtime wrote to {path.parent.parent} of its run is cut off"
+        raise KcdpError(received, "room for it", MORE_ROOM) from error
     rows = []
-    for event in json.loads(path.read_text(encoding="utf-8")):
+    for event in events:
         facts = event.get("args", {})
         if event.get("cat") == "Node" and "op_name" in facts and event.get("name", "").endswith("_kernel_time"):
             types = [next(iter(entry)) for entry in facts.get("input_type_shape", []) if entry]
