@@ -91,8 +91,11 @@ def check_writable(path: Path) -> None:
     above = Path(os.path.realpath(path)).parent
     while not os.path.lexists(above) and above != above.parent:
         above = above.parent
-    with _writing(path), tempfile.TemporaryDirectory(prefix=_hidden(path), suffix=".tmp", dir=above):
-        pass
+    with _writing(path):
+        with suppress(FileNotFoundError):
+            os.lstat(above / path.name)  # refuses a name that is too long
+        with tempfile.TemporaryDirectory(prefix=_hidden(path), suffix=".tmp", dir=above):
+            pass
 
 
 def check_replaceable(path: Path, overwrite: bool, markers: tuple[str, ...]) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from time import perf_counter
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -169,14 +169,23 @@ def flow(
         KcdpError: the reader was closed meanwhile.
     """
     numbered, exhausted, failure = enumerate(items), False, None
+    lock, more = threading.Lock(), 0  # frames that were read and wait, beyond one of each item
+
+    def counted(number: int, item: object) -> Prepared:
+        nonlocal more
+        one = read(number, item)
+        with lock:
+            more += _frames(one) - 1
+        return one
+
     waiting: deque[Future[Prepared]] = deque()
     running: deque[Future[Sequence[_Result]]] = deque()
     try:
         while True:
-            most, frames = frames_at_once(lambda: (wait(waiting), wait(running))), 0
+            most, frames = frames_at_once(lambda: _settled(waiting, running)), 0
             batch: list[Prepared] = []
             while frames < most:
-                while not exhausted and len(batch) + _held(waiting) < 2 * most:
+                while not exhausted and len(batch) + len(waiting) + more < 2 * most:
                     try:
                         number, item = next(numbered)
                     except StopIteration:
@@ -184,11 +193,14 @@ def flow(
                     except Exception as error:  # the caller's own; what came before it is not lost
                         exhausted, failure = True, error
                     else:
-                        waiting.append(reader.submit(read, number, item))
+                        waiting.append(reader.submit(counted, number, item))
                 if not waiting:
                     break
                 batch.append(waiting.popleft().result())
-                frames += max(1, len(batch[-1].pixels))
+                own = _frames(batch[-1])
+                frames += own
+                with lock:
+                    more -= own - 1
             if not batch:
                 break
             if finisher is None:
@@ -215,9 +227,20 @@ def closed() -> KcdpError:
     return KcdpError("the tagger is closed", fix="open the bundle again")
 
 
-def _held(waiting: Iterable[Future[Prepared]]) -> int:
-    """Frames that were read and wait; what is still being read counts as one."""
-    return sum(max(1, len(one.result().pixels)) if one.done() else 1 for one in waiting)
+def _settled(*queues: Iterable[Future[Any]]) -> None:
+    """Waits for all of them. ``concurrent.futures.wait`` would wait for ever for what a closed pool has cancelled.
+
+    Raises:
+        CancelledError: one was.
+    """
+    for queue in queues:
+        for one in queue:
+            one.exception()
+
+
+def _frames(one: Prepared) -> int:
+    """How many it counts for; what could not be read counts as one."""
+    return max(1, len(one.pixels))
 
 
 def best_batch(

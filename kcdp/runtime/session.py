@@ -77,10 +77,11 @@ class Session(ABC):
         return len(self._inputs) == 2
 
     def describe(self) -> dict[str, Any]:
-        """What runs where and why, in plain JSON types: backend, version, provider, threads, why, precision, input,
-        output, and what else the backend knows."""
+        """What runs where and why, in plain JSON types: backend, version, provider, threads, streams, why, precision,
+        input, output, and what else the backend knows."""
         return {
             **self._describe(),
+            "streams": self.streams,
             "why": self.why,
             "precision": str(self.bundle.manifest.precision.get("default", "unknown")),
             "input": ", ".join(spec.describe() for spec in self._inputs),

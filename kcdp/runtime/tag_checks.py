@@ -158,9 +158,12 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 
 def check_paths(args: argparse.Namespace) -> None:
-    """Raises KcdpError for a PATH that is empty: a variable of the shell that was never set."""
+    """Raises KcdpError for a name that is empty: a variable of the shell that was never set."""
     if "" in args.paths:
         raise KcdpError("an empty PATH", "names of pictures or folders", "set the variable that it came from")
+    for option in ("out", "html", "sheet", "sort_into"):
+        if getattr(args, option, None) == "":
+            raise KcdpError(f"an empty --{option.replace('_', '-')}", "a name", "set the variable that it came from")
 
 
 def _check_pairs(args: argparse.Namespace) -> None:

@@ -161,7 +161,9 @@ def tag_once(args: argparse.Namespace, tagger: Tagger, items: Iterable[Item], su
             (outputs.add if new else outputs.add_earlier)(item, tag)
     outputs.report(targets.values())
     if args.stats:
-        print("\n".join(tagger.stats.lines()), file=sys.stderr)
+        found = tagger.session.describe()
+        print(f"{found['backend']} {found['version']}, {found['precision']}, runs side by side: {found['streams']}",
+              *tagger.stats.lines(), sep="\n", file=sys.stderr)  # fmt: skip
     return SOME_FAILED if outputs.failed or outputs.problems else ALL_TAGGED
 
 

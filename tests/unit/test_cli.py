@@ -98,7 +98,7 @@ NONSENSE = {
     "export check RUN --run x": "x is not there; expected a run folder",
     "export engine x.kcdp --workspace 0": "--workspace 0; expected a number of MiB from 1 to 1048576",
     "export engine x.kcdp --profile 1:8:99999999999999": "--profile 1:8:99999999999999; expected MIN:OPT:MAX",
-    "tag RUN --model x.kcdp --threads 0": "threads is 0; expected a whole number from 1",
+    "tag RUN --model x.kcdp --threads 0": "--threads is 0; expected a whole number from 1",
     "tag RUN --model x.kcdp --threads none": "argument --threads: invalid int value: 'none'",
 }
 

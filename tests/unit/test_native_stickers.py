@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import signal
@@ -205,6 +206,15 @@ def test_a_crash_is_an_error_of_that_sticker() -> None:
     assert str(caught.value) == "x is damaged: it made its decoder crash; expected a whole sticker; copy it again"
 
 
+def test_an_answer_that_is_cut_off_is_none() -> None:
+    whole = io.BytesIO()
+    worker.send(whole, {"frames": 1}, bytes(1000))
+    data = whole.getvalue()
+    assert worker.receive(io.BytesIO(data)) == ({"frames": 1}, bytes(1000))
+    for length in (0, 3, 10, len(data) - 1000, len(data) - 1):
+        assert worker.receive(io.BytesIO(data[:length])) is None
+
+
 @needs_rlottie
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_after_a_crash_a_sticker_is_tried_again_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +273,7 @@ def test_threads_and_processes_share_nothing_they_should_not() -> None:
                 wrong.append(1)
 
     in_threads(work, range(4))
-    assert not wrong and 1 <= len(worker._POOL._idle) <= (os.cpu_count() or 1) and worker._POOL._busy == 0
+    assert not wrong and 1 <= len(worker._POOL._idle) <= worker.processors() and worker._POOL._busy == 0
     idle = worker._POOL._idle[0]
     os.kill(idle._process.pid, signal.SIGTERM)
     idle._process.wait()
@@ -271,7 +281,7 @@ def test_threads_and_processes_share_nothing_they_should_not() -> None:
 
 
 def test_never_more_processes_than_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(worker, "processors", lambda: 2)
     pool, memory, seen = worker._Pool(), LIMITS.worker_bytes, []
     try:
         for bytes_, fresh in ((memory, False), (memory, True), (memory, True), (memory + 1, False), (memory, False)):

@@ -243,6 +243,17 @@ def test_a_scaling_of_channels_is_the_group_norm(groups, channels, offset):
     assert (single - norm.double()(x)).abs().max() < 2e-5 * max(1.0, abs(offset)) ** 2
 
 
+@pytest.mark.parametrize("mean", [1.0, 3.0, 10.0])
+def test_bfloat16_bears_flat_pictures(mean):
+    """E[x^2] - mean^2 has the same error in every row of them: the twin is off a hundredfold."""
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(32, 128, eps=1e-5)
+    x = (mean + 0.2 * mean * torch.randn(1, 128, 1, 1)).expand(1, 128, 64, 64).bfloat16()
+    want = norm(x.float())
+    got = ChannelNorm(nn.GroupNorm(32, 128, eps=1e-5)).bfloat16()(x).float()
+    assert (got - want).abs().max() < 0.3 and want.abs().max() > 1.0
+
+
 def test_bfloat16_bears_a_mean_far_from_zero():
     """Rounded as a processor rounds between operators; the variance as E[x^2] - mean^2 is the twin."""
     torch.manual_seed(0)

@@ -223,7 +223,8 @@ def test_unsure(folder: Path, tag: Callable[..., tuple[int, str, str]]) -> None:
 
 def test_where_the_time_went(folder: Path, tag: Callable[..., tuple[int, str, str]]) -> None:
     status, _, err = tag("s", "--out", "rows.csv", "--stats")
-    said, pictures, shares = err.splitlines()
+    said, ran, pictures, shares = err.splitlines()
+    assert ran.startswith(("onnxruntime ", "openvino ")) and "float32, runs side by side: " in ran
     assert (status, said) == (0, "6 tagged, 0 failed; wrote rows.csv")
     assert pictures.startswith("6 pictures (6 frames, 0 failed) in ") and "16 frames at once" in pictures
     assert all(name in shares for name in ("decode", "preprocess", "inference"))
@@ -287,8 +288,8 @@ def test_links(folder: Path, tag: Callable[..., tuple[int, str, str]]) -> None:
                                                                   "with its rows, or choose another --out"),
         (["s", "--watch", "--out", "s/0.png", "--format", "csv", "--resume"],
          "--out s/0.png is one of the pictures to tag; expected another name"),
-        (["s", "--out", "s/0.png/t.csv"], "writing s/0.png/t.csv failed (Not a directory); free some space or choose "
-                                          "another place"),
+        (["s", "--out", "s/0.png/t.csv"], "writing s/0.png/t.csv failed (Not a directory); choose another place"),
+        (["s", "--html", ""], "an empty --html; expected a name; set the variable that it came from"),
         (["s", ""], "an empty PATH; expected names of pictures or folders; set the variable that it came from"),
         (["s", "--batch-size", "0"], "--batch-size is 0; expected a whole number from 1"),
         (["s", "--threads", "0"], "--threads is 0; expected a whole number from 1"),

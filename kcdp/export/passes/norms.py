@@ -4,9 +4,8 @@ Runtimes for processors compute convolutions with channels last, and group norma
 the whole picture around each. Means and lengths of rows, and y = x * scale + shift, need none, and the activation
 behind it goes into the same loop. Measured with OpenVINO at Stable Diffusion 1.5's size, see ``benchmarks/export.py``.
 
-The variance is E[x^2] - mean^2, which loses its digits where the mean is much larger than the deviation, most of all
-in bfloat16. So it is taken row by row, as the mean over rows of (length^2 / W - mean of the row^2) + (mean of the row -
-mean)^2: the errors of thousands of rows have different signs.
+The variance is that within rows plus that between rows, each taken around its mean: E[x^2] - mean^2 would lose its
+digits where the mean is much larger than the deviation, most of all in bfloat16 and on flat pictures.
 """
 
 from __future__ import annotations
@@ -44,11 +43,11 @@ class ChannelNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[N, C, H, W] to the same."""
         rows = x.mean(3, keepdim=True)
-        lengths = torch.linalg.vector_norm(x, dim=3, keepdim=True)
+        lengths = torch.linalg.vector_norm(x - rows, dim=3, keepdim=True)
         mean = F.conv2d(self._of_groups(rows), self.spread)
         apart = rows - mean
-        squares = lengths * lengths * (1.0 / x.shape[3]) - rows * rows + apart * apart
-        inverse = torch.rsqrt(self._of_groups(squares).clamp(min=0.0) + self.eps)
+        squares = lengths * lengths * (1.0 / x.shape[3]) + apart * apart
+        inverse = torch.rsqrt(self._of_groups(squares) + self.eps)
         scale = F.conv2d(inverse, self.spread) * self.weight[:, None, None]
         return x * scale + (self.bias[:, None, None] - mean * scale)
 

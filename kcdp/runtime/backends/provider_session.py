@@ -75,6 +75,7 @@ class OnnxRuntimeSession(Session):
         if (folder / MODEL).is_file():
             return self._create(folder / MODEL)
         session = None
+        make_folder(folder.parent)  # it stays: what the provider keeps by itself goes there too
         with contextlib.suppress(_NothingKept), atomic_folder(folder, overwrite=True, marker=MODEL) as temporary:
             path = temporary / MODEL
             session = self._create(self.bundle.model_path, {

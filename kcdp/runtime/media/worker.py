@@ -25,6 +25,7 @@ import numpy as np
 from kcdp.errors import KcdpError
 from kcdp.preprocess import PreprocessSpec
 from kcdp.runtime.media.limits import Limits
+from kcdp.runtime.processor import processors
 
 #: A machine that is busy gives a process little time: by the clock, a sticker may take so many times its seconds.
 _PATIENCE = 8.0
@@ -74,7 +75,10 @@ def receive(stream: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
     lengths = stream.read(_LENGTHS.size)
     if len(lengths) < _LENGTHS.size:
         return None
-    text, payload = (stream.read(length) for length in _LENGTHS.unpack(lengths))
+    sizes = _LENGTHS.unpack(lengths)
+    text, payload = (stream.read(size) for size in sizes)
+    if (len(text), len(payload)) != sizes:
+        return None
     return json.loads(text), payload
 
 
@@ -149,7 +153,7 @@ class _Pool:
     def __init__(self) -> None:
         self._idle: list[_Worker] = []
         self._busy = 0
-        self._most = max(1, os.cpu_count() or 1)
+        self._most = processors()
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(self._most)
 
@@ -180,7 +184,7 @@ class _Pool:
             for place, worker in enumerate(self._idle):
                 if worker.memory == memory and not fresh:
                     return self._idle.pop(place), retired
-            while len(self._idle) + self._busy > self._most:
+            while self._idle and len(self._idle) + self._busy > self._most:
                 retired.append(self._idle.pop(0))
         return None, retired
 
