@@ -92,7 +92,7 @@ def adapted(backbone: Path, *overrides: str) -> Config:
 @pytest.mark.parametrize(
     ("mode", "extra"),
     [
-        ("implicit", ()), ("constant", ()),
+        ("implicit", ()), pytest.param("constant", (), marks=pytest.mark.slow),
         pytest.param("constant", ("model.knowledge.text='a small sticker'",), marks=pytest.mark.slow),
     ],
     ids=["implicit", "learned", "text"],

@@ -121,7 +121,7 @@ def left_of(session: int) -> list[str]:
 @pytest.mark.parametrize(
     ("number", "step", "options"),
     [
-        (signal.SIGINT, "3/6", ()), (signal.SIGTERM, "5/6", ()),
+        (signal.SIGTERM, "5/6", ()), pytest.param(signal.SIGINT, "3/6", (), marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, "4/6", ("--precision", "int8"), marks=pytest.mark.slow),
     ],
 )

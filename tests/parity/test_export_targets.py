@@ -68,7 +68,7 @@ def opened(bundle, folder, entries):
     ("target", "precision"),
     [
         ("portable", "fp16"),
-        ("portable", "w8"),
+        pytest.param("portable", "w8", marks=pytest.mark.slow),
         ("cpu", "fp32"),
         ("cpu", "bf16"),
         ("cpu", "int8"),
