@@ -251,7 +251,7 @@ def test_describe(tiny_bundle: Bundle, tagger: Tagger) -> None:
     assert description["why"].startswith(f"{first} (onnxruntime-cuda: ")
     assert json.loads(json.dumps(description)) == {
         "bundle": str(tiny_bundle.path), "batch_size": 4, "backend": "onnxruntime",
-        "version": onnxruntime.__version__, "provider": "CPUExecutionProvider", "threads": 1,
+        "version": onnxruntime.__version__, "provider": "CPUExecutionProvider", "threads": 1, "streams": 1,
         "why": tagger.session.why, "precision": "float32",
         "input": "images uint8 [batch, 32, 32, 3]", "output": "logits float32 [batch, 6]",
     }  # fmt: skip
