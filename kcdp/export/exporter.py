@@ -266,8 +266,8 @@ def _rewrite(job: _Job, device: DeviceModel, images: np.ndarray) -> list[PassRow
     import torch
 
     probe = [torch.from_numpy(array) for array in job.inputs(images[:1]).values()]
-    wanted = {name: job.options.precision in getattr(job.target, name) for name in ("winograd", "norms")}
-    options = PassOptions(job.spec.size, job.target.kernel, **wanted)
+    precision, target = job.options.precision, job.target
+    options = PassOptions(job.spec.size, target.kernel, precision in target.winograd, precision in target.norms)
     rows = apply_passes(device, options, probe, job.options.skip)
     for row in rows:
         job.say(f"  {row.describe()}")

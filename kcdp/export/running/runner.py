@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from kcdp.errors import KcdpError
-
-#: Runtimes start as many as they are told to, until the system ends the process.
-MOST_THREADS = 1024
+from kcdp.runtime.backends.options import SessionOptions
+from kcdp.runtime.processor import processors
 
 #: Numbers of one batch by name.
 Feed = Mapping[str, np.ndarray]
@@ -205,13 +203,9 @@ def threads_or_all(threads: int | None) -> int:
     """The number given, or as many as this process may use.
 
     Raises:
-        KcdpError: not a whole number from 1 to ``MOST_THREADS``.
+        KcdpError: not a number of threads; see ``kcdp.runtime.backends.options``.
     """
-    if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= MOST_THREADS:
-        raise KcdpError(f"threads is {threads!r}", f"a whole number from 1 to {MOST_THREADS}, or None for all cores")
-    return threads
+    return SessionOptions(threads=threads).threads or processors()
 
 
 def first_line(error: Exception, most: int = 300) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 
 from kcdp.errors import KcdpError
+from kcdp.runtime.processor import processors
 
 #: Bodies that are being received may hold this many times ``max_bytes`` together.
 FULL_BODIES = 8
@@ -36,7 +36,7 @@ class ServerOptions:
     timeout: float = 30.0
     queue: int = 256
     batch_wait: float = 0.002
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = field(default_factory=processors)
     connections: int = 256
     idle: float = 10.0
     grace: float = 30.0
